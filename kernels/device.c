@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "kernels/device.h"
+
+#include <string.h>
+
+#include "kernels/device_internal.h"
+
+kn_status kn_device_open(kn_device **out, const kn_device_params *params)
+{
+    KN_REQUIRE(out && params && params->name);
+    if (strcmp(params->name, "cpu") == 0) return kn_device_cpu_open(out, params);
+    return kn_fail(KN_UNAVAILABLE, "device \"%s\" is not available; this build has: cpu", params->name);
+}
+
+void kn_device_close(kn_device **device)
+{
+    if (!*device) return;
+    (*device)->backend->close(*device);
+    *device = NULL;
+}
+
+void kn_device_describe(const kn_device *device, kn_device_info *out)
+{
+    *out = device->info;
+}
+
+const kn_ops *kn_device_ops(const kn_device *device)
+{
+    return &device->ops;
+}
+
+kn_status kn_device_alloc(kn_device *device, void **out, size_t bytes)
+{
+    KN_REQUIRE(device && out);
+    return device->backend->alloc(device, out, bytes);
+}
+
+void kn_device_free(kn_device *device, void *pointer)
+{
+    if (pointer) device->backend->free(device, pointer);
+}
+
+kn_status kn_stream_create(kn_stream **out, kn_device *device)
+{
+    KN_REQUIRE(out && device);
+    return device->backend->stream_create(out, device);
+}
+
+void kn_stream_destroy(kn_stream **stream)
+{
+    if (!*stream) return;
+    (*stream)->device->backend->stream_destroy(*stream);
+    *stream = NULL;
+}
+
+kn_device *kn_stream_device(const kn_stream *stream)
+{
+    return stream->device;
+}
+
+kn_status kn_stream_synchronize(kn_stream *stream)
+{
+    KN_REQUIRE(stream);
+    return stream->device->backend->stream_synchronize(stream);
+}
+
+static kn_status copy(kn_stream *stream, void *destination, const void *source, size_t bytes)
+{
+    KN_REQUIRE(stream && (bytes == 0 || (destination && source)));
+    return bytes == 0 ? KN_OK : stream->device->backend->stream_copy(stream, destination, source, bytes);
+}
+
+kn_status kn_stream_upload(kn_stream *stream, void *device_memory, const void *host, size_t bytes)
+{
+    return copy(stream, device_memory, host, bytes);
+}
+
+kn_status kn_stream_download(kn_stream *stream, void *host, const void *device_memory, size_t bytes)
+{
+    return copy(stream, host, device_memory, bytes);
+}
+
+kn_status kn_stream_copy(kn_stream *stream, void *destination, const void *source, size_t bytes)
+{
+    return copy(stream, destination, source, bytes);
+}
+
+kn_status kn_stream_zero(kn_stream *stream, void *device_memory, size_t bytes)
+{
+    KN_REQUIRE(stream && (bytes == 0 || device_memory));
+    return bytes == 0 ? KN_OK : stream->device->backend->stream_zero(stream, device_memory, bytes);
+}
+
+kn_status kn_event_create(kn_event **out, kn_device *device)
+{
+    KN_REQUIRE(out && device);
+    return device->backend->event_create(out, device);
+}
+
+void kn_event_destroy(kn_event **event)
+{
+    if (!*event) return;
+    (*event)->device->backend->event_destroy(*event);
+    *event = NULL;
+}
+
+kn_status kn_event_record(kn_event *event, kn_stream *stream)
+{
+    KN_REQUIRE(event && stream && event->device == stream->device);
+    return stream->device->backend->event_record(event, stream);
+}
+
+kn_status kn_event_wait(kn_event *event, kn_stream *stream)
+{
+    KN_REQUIRE(event && stream && event->device == stream->device);
+    return stream->device->backend->event_wait(event, stream);
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Devices: where memory lives and operators run. A device is opened by name
+ * ("cpu"; "cuda:0" once a CUDA back end is built in) and carries its own table
+ * of operators. Nothing about a device is global, so several can be open.
+ *
+ * Threading: one thread owns a device, its streams and its buffers. */
+#ifndef KN_KERNELS_DEVICE_H
+#define KN_KERNELS_DEVICE_H
+
+#include "base/arena.h"
+#include "base/status.h"
+#include "kernels/ops.h"
+
+typedef struct kn_device kn_device;
+typedef struct kn_event kn_event;
+
+typedef struct kn_device_params {
+    const char *name; /* "cpu" */
+    int32_t threads;  /* CPU: worker threads including the caller; 0: all cores */
+    const char *isa;  /* CPU: highest tier to use: "ref", "avx2", "avx512", "avx512bf16"; NULL: what the processor has */
+} kn_device_params;
+
+/* KN_INVALID: a tier that does not exist. KN_UNAVAILABLE: no such device, or a
+ * tier this processor lacks. */
+kn_status kn_device_open(kn_device **out, const kn_device_params *params);
+void kn_device_close(kn_device **device);
+
+typedef struct kn_device_info {
+    char name[32];         /* "cpu", "cuda:0" */
+    char description[128]; /* processor or board name */
+    char tier[16];         /* best operator tier in the table */
+    int32_t threads;       /* CPU threads, or multiprocessors */
+    uint64_t memory_bytes; /* total */
+    bool native_bf16;      /* bf16 products at full rate */
+    bool host_memory;      /* device pointers can be read and written by the host */
+} kn_device_info;
+
+void kn_device_describe(const kn_device *device, kn_device_info *out);
+const kn_ops *kn_device_ops(const kn_device *device);
+
+/* Device memory, zeroed, 64-byte aligned. Free accepts NULL. */
+kn_status kn_device_alloc(kn_device *device, void **out, size_t bytes);
+void kn_device_free(kn_device *device, void *pointer);
+
+/* A stream orders operators and copies; on a CPU each call has finished when it
+ * returns. */
+kn_status kn_stream_create(kn_stream **out, kn_device *device);
+void kn_stream_destroy(kn_stream **stream);
+kn_device *kn_stream_device(const kn_stream *stream);
+
+/* Waits until everything queued has finished; reports what failed meanwhile. */
+kn_status kn_stream_synchronize(kn_stream *stream);
+
+/* Host to device and back, in stream order. The host block may be reused after
+ * the next synchronisation. */
+kn_status kn_stream_upload(kn_stream *stream, void *device_memory, const void *host, size_t bytes);
+kn_status kn_stream_download(kn_stream *stream, void *host, const void *device_memory, size_t bytes);
+kn_status kn_stream_copy(kn_stream *stream, void *destination, const void *source, size_t bytes);
+kn_status kn_stream_zero(kn_stream *stream, void *device_memory, size_t bytes);
+
+/* Marks a point in one stream that another can wait for. */
+kn_status kn_event_create(kn_event **out, kn_device *device);
+void kn_event_destroy(kn_event **event);
+kn_status kn_event_record(kn_event *event, kn_stream *stream);
+kn_status kn_event_wait(kn_event *event, kn_stream *stream);
+
+#endif
