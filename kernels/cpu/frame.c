@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Frames of pixels, channels last: the norm in front of a convolution, and the
+ * way in from planes and out to planes. Only a frame's pixels are written; the
+ * zeros around them stay.
+ *
+ * The norm is the RMS_norm of the Wan autoencoder: x / max(||x||_2, 1e-12) over
+ * the channels of a pixel. The clamp makes f32 squares safe: where they would
+ * underflow, the norm is far below 1e-12 anyway.
+ *
+ * Tolerance: f32 sums of 4 VL partial sums, three products and, with SiLU, the
+ * exponential of vec.h: a few units of f32's last place before the rounding. */
+#include <math.h>
+
+#include "kernels/cpu/rowwise.h"
+
+enum { PIXELS = 8 }; /* normed together; at 384 channels they are 12 KiB */
+
+/* Where line y of a frame begins. */
+KN_INLINE void *frame_line(const kn_frame *frame, int64_t y)
+{
+    return (char *)frame->data + (size_t)(y * frame->row_stride * frame->channels) * kn_dtype_bytes(frame->dtype);
+}
+
+typedef struct channel_norm_job {
+    const kn_channel_norm_args *args;
+    int64_t block; /* lines of one tile */
+} channel_norm_job;
+
+/* What one pixel is multiplied by, before gamma. */
+KN_INLINE float channel_scale(const void *pixel, int64_t channels, float root, kn_dtype dtype)
+{
+    float norm = sqrtf(row_square_sum(pixel, channels, 0.0f, dtype));
+    return root / (norm < 1e-12f ? 1e-12f : norm); /* a NaN stays one */
+}
+
+KN_INLINE void scale_channels(void *out, const void *x, int64_t channels, const float *gamma, float factor, bool silu,
+                              kn_dtype x_dtype, kn_dtype out_dtype)
+{
+    vf scale = v_set1(factor);
+    int64_t c = 0;
+    for (; c + VL <= channels; c += VL) {
+        vf y = v_mul(v_mul(v_read(x, x_dtype, c), scale), v_load(gamma + c));
+        v_write(out, out_dtype, c, silu ? v_silu(y) : y);
+    }
+    if (c < channels) {
+        int64_t rest = channels - c;
+        vf y = v_mul(v_mul(v_read_n(x, x_dtype, c, rest), scale), v_load_n(gamma + c, rest));
+        v_write_n(out, out_dtype, c, silu ? v_silu(y) : y, rest);
+    }
+}
+
+/* A pixel's sum, root and quotient are one long chain of dependent instructions,
+ * so the chains of several pixels run side by side before any of them is scaled. */
+KN_INLINE void norm_line(void *out, const void *x, int64_t width, int64_t channels, const float *gamma, bool silu,
+                         kn_dtype x_dtype, kn_dtype out_dtype)
+{
+    float root = sqrtf((float)channels);
+    size_t x_bytes = (size_t)channels * kn_dtype_bytes(x_dtype); /* of one pixel */
+    size_t out_bytes = (size_t)channels * kn_dtype_bytes(out_dtype);
+    const char *from = x;
+    char *to = out;
+    for (int64_t done = 0; done < width; done += PIXELS) {
+        float factor[PIXELS];
+        int64_t count = smaller(PIXELS, width - done);
+        for (int64_t p = 0; p < count; p++)
+            factor[p] = channel_scale(from + (size_t)p * x_bytes, channels, root, x_dtype);
+        for (int64_t p = 0; p < count; p++, from += x_bytes, to += out_bytes)
+            scale_channels(to, from, channels, gamma, factor[p], silu, x_dtype, out_dtype);
+    }
+}
+
+KN_INLINE void channel_norm_lines(const kn_channel_norm_args *args, int64_t begin, int64_t end, kn_dtype x_dtype,
+                                  kn_dtype out_dtype)
+{
+    int64_t width = args->x.width, channels = args->x.channels;
+    for (int64_t y = begin; y < end; y++) {
+        void *out = frame_line(&args->out, y);
+        const void *x = frame_line(&args->x, y);
+        if (args->silu)
+            norm_line(out, x, width, channels, args->gamma, true, x_dtype, out_dtype);
+        else
+            norm_line(out, x, width, channels, args->gamma, false, x_dtype, out_dtype);
+    }
+}
+
+static void channel_norm_tile(void *context, int64_t tile, int worker)
+{
+    (void)worker;
+    const channel_norm_job *job = context;
+    const kn_channel_norm_args *args = job->args;
+    int64_t begin = tile * job->block;
+    int64_t end = smaller(begin + job->block, args->x.height);
+    KN_BY_DTYPES(args->x.dtype, args->out.dtype, channel_norm_lines, args, begin, end);
+}
+
+kn_status KN_TIERED(kn_channel_norm)(kn_stream *stream, const kn_channel_norm_args *args)
+{
+    assert(args->out.height == args->x.height && args->out.width == args->x.width);
+    assert(args->out.channels == args->x.channels);
+    channel_norm_job job = {.args = args, .block = rows_per_tile((int64_t)args->x.width * args->x.channels)};
+    kn_cpu_run(stream, kn_tiles(args->x.height, job.block), channel_norm_tile, &job);
+    return KN_OK;
+}
+
+/* Line by line and channel by channel: the line of a plane is read in order, the
+ * line of the frame stays in cache while its channels are filled in. */
+KN_INLINE void pack_line(const kn_frame_pack_args *args, int64_t y, int64_t channels, kn_dtype dtype)
+{
+    int64_t width = args->out.width;
+    void *line = frame_line(&args->out, y);
+    for (int64_t c = 0; c < channels; c++) {
+        const float *plane = args->planes + c * args->plane_stride + y * width;
+        float scale = args->scale ? args->scale[c] : 1.0f;
+        float shift = args->shift ? args->shift[c] : 0.0f;
+        for (int64_t x = 0; x < width; x++) {
+            float value = plane[x] * scale + shift;
+            if (dtype == KN_F32)
+                ((float *)line)[x * channels + c] = value;
+            else
+                ((uint16_t *)line)[x * channels + c] = kn_bf16_from_float(value);
+        }
+    }
+}
+
+static void frame_pack_tile(void *context, int64_t tile, int worker)
+{
+    (void)worker;
+    const kn_frame_pack_args *args = context;
+    if (args->out.dtype == KN_F32)
+        pack_line(args, tile, args->out.channels, KN_F32);
+    else
+        pack_line(args, tile, args->out.channels, KN_BF16);
+}
+
+kn_status KN_TIERED(kn_frame_pack)(kn_stream *stream, const kn_frame_pack_args *args)
+{
+    kn_frame_pack_args job = *args;
+    kn_cpu_run(stream, args->out.height, frame_pack_tile, &job);
+    return KN_OK;
+}
+
+KN_INLINE void unpack_line(const kn_frame_unpack_args *args, int64_t y, int64_t channels, kn_dtype dtype)
+{
+    int64_t width = args->x.width;
+    const void *line = frame_line(&args->x, y);
+    float low = args->low < args->high ? args->low : -INFINITY;
+    float high = args->low < args->high ? args->high : INFINITY;
+    for (int64_t c = 0; c < channels; c++) {
+        float *plane = args->planes + c * args->plane_stride + y * width;
+        float scale = args->scale ? args->scale[c] : 1.0f;
+        float shift = args->shift ? args->shift[c] : 0.0f;
+        for (int64_t x = 0; x < width; x++) {
+            int64_t at = x * channels + c;
+            float value = dtype == KN_F32 ? ((const float *)line)[at] : kn_bf16_to_float(((const uint16_t *)line)[at]);
+            value = value * scale + shift;
+            value = value < low ? low : value; /* a NaN stays one */
+            plane[x] = value > high ? high : value;
+        }
+    }
+}
+
+static void frame_unpack_tile(void *context, int64_t tile, int worker)
+{
+    (void)worker;
+    const kn_frame_unpack_args *args = context;
+    if (args->x.dtype == KN_F32)
+        unpack_line(args, tile, args->x.channels, KN_F32);
+    else
+        unpack_line(args, tile, args->x.channels, KN_BF16);
+}
+
+kn_status KN_TIERED(kn_frame_unpack)(kn_stream *stream, const kn_frame_unpack_args *args)
+{
+    kn_frame_unpack_args job = *args;
+    kn_cpu_run(stream, args->x.height, frame_unpack_tile, &job);
+    return KN_OK;
+}

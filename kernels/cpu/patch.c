@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Between a latent (channels, frames, height, width) and rows of 1x2x2 patches.
+ * One tile is one line of patches: two lines of pixels of every channel, and as
+ * many rows as the line has patches. The two directions nest differently
+ * (ops.h): channel slowest going in, channel fastest coming out. */
+#include "kernels/cpu/rowwise.h"
+
+static void patchify_tile(void *context, int64_t tile, int worker)
+{
+    (void)worker;
+    const kn_patchify_args *args = context;
+    int64_t width = args->w;
+    int64_t across = width / 2, down = args->h / 2;
+    int64_t frame = tile / down, y = tile % down;
+    int64_t plane = (int64_t)args->t * args->h * width; /* elements of one channel */
+    const float *line = args->latent + (frame * args->h + 2 * y) * width;
+    for (int64_t x = 0; x < across; x++) {
+        void *out = kn_row(&args->out, tile * across + x);
+        const float *pixel = line + 2 * x;
+        if (args->out.dtype == KN_F32) {
+            float *row = out;
+            for (int64_t c = 0; c < args->channels; c++, pixel += plane) {
+                memcpy(row + 4 * c, pixel, 2 * sizeof *row);
+                memcpy(row + 4 * c + 2, pixel + width, 2 * sizeof *row);
+            }
+        } else {
+            uint16_t *row = out;
+            for (int64_t c = 0; c < args->channels; c++, pixel += plane) {
+                row[4 * c] = kn_bf16_from_float(pixel[0]);
+                row[4 * c + 1] = kn_bf16_from_float(pixel[1]);
+                row[4 * c + 2] = kn_bf16_from_float(pixel[width]);
+                row[4 * c + 3] = kn_bf16_from_float(pixel[width + 1]);
+            }
+        }
+    }
+}
+
+kn_status KN_TIERED(kn_patchify)(kn_stream *stream, const kn_patchify_args *args)
+{
+    assert(args->h % 2 == 0 && args->w % 2 == 0);
+    assert(args->out.rows == (int64_t)args->t * (args->h / 2) * (args->w / 2));
+    assert(args->out.cols == (int64_t)args->channels * 4);
+    kn_patchify_args job = *args;
+    kn_cpu_run(stream, (int64_t)args->t * (args->h / 2), patchify_tile, &job);
+    return KN_OK;
+}
+
+KN_INLINE float element(const void *row, kn_dtype dtype, int64_t i)
+{
+    return dtype == KN_F32 ? ((const float *)row)[i] : kn_bf16_to_float(((const uint16_t *)row)[i]);
+}
+
+/* Channel by channel along the line, so that writes are consecutive; the rows of
+ * one line, a few ten kilobytes, stay in cache while they are read column-wise. */
+KN_INLINE void unpatchify_line(const kn_unpatchify_args *args, int64_t line, kn_dtype dtype)
+{
+    int64_t width = args->w, channels = args->channels;
+    int64_t across = width / 2, down = args->h / 2;
+    int64_t frame = line / down, y = line % down;
+    int64_t plane = (int64_t)args->t * args->h * width; /* elements of one channel */
+    float *first = args->latent + (frame * args->h + 2 * y) * width;
+    for (int64_t c = 0; c < channels; c++) {
+        float *upper = first + c * plane, *lower = upper + width;
+        for (int64_t x = 0; x < across; x++) {
+            const void *row = kn_row(&args->x, line * across + x);
+            upper[2 * x] = element(row, dtype, c);
+            upper[2 * x + 1] = element(row, dtype, channels + c);
+            lower[2 * x] = element(row, dtype, 2 * channels + c);
+            lower[2 * x + 1] = element(row, dtype, 3 * channels + c);
+        }
+    }
+}
+
+static void unpatchify_tile(void *context, int64_t tile, int worker)
+{
+    (void)worker;
+    const kn_unpatchify_args *args = context;
+    if (args->x.dtype == KN_F32)
+        unpatchify_line(args, tile, KN_F32);
+    else
+        unpatchify_line(args, tile, KN_BF16);
+}
+
+kn_status KN_TIERED(kn_unpatchify)(kn_stream *stream, const kn_unpatchify_args *args)
+{
+    assert(args->h % 2 == 0 && args->w % 2 == 0);
+    assert(args->x.rows == (int64_t)args->t * (args->h / 2) * (args->w / 2));
+    assert(args->x.cols == (int64_t)args->channels * 4);
+    kn_unpatchify_args job = *args;
+    kn_cpu_run(stream, (int64_t)args->t * (args->h / 2), unpatchify_tile, &job);
+    return KN_OK;
+}
