@@ -76,25 +76,28 @@ fail:
 }
 
 kn_status kn_loader_conv(kn_loader *loader, kn_conv_layer *out, const char *prefix, const kn_conv_args *conv,
-                         bool planar)
+                         bool planar, int32_t parts, int32_t part)
 {
     kn_status st = KN_OK;
     char name[NAME_BYTES];
     kn_tensor tensor;
+    const float *bias = NULL;
     const int64_t n = conv->out.channels, c = conv->in[conv->kt - 1].channels;
-    const int64_t solid[] = {n, c, conv->kt, conv->kh, conv->kw};
-    const int64_t flat[] = {n, c, conv->kh, conv->kw};
+    const int64_t k = c * conv->kt * conv->kh * conv->kw;
+    const int64_t solid[] = {n * parts, c, conv->kt, conv->kh, conv->kw};
+    const int64_t flat[] = {n * parts, c, conv->kh, conv->kw};
     snprintf(name, sizeof name, "%s.weight", prefix);
     KN_TRY(kn_weights_expect(loader->weights, name, planar ? 4 : 5, planar ? flat : solid, &tensor));
-    const kn_weight source = {.data = tensor.data, .n = n, .k = c * conv->kt * conv->kh * conv->kw,
-                              .dtype = tensor.dtype, .layout = KN_WEIGHT_PLAIN};
+    const kn_weight source = {.data = (const char *)tensor.data + (size_t)(part * n * k) * kn_dtype_bytes(tensor.dtype),
+                              .n = n, .k = k, .dtype = tensor.dtype, .layout = KN_WEIGHT_PLAIN};
     const kn_ops *ops = ops_of(loader);
     void *memory = kn_arena_take(&loader->arena, ops->conv_weight_bytes(conv));
     if (memory) {
         KN_TRY(ops->conv_weight_prepare(loader->stream, &out->w, memory, &source, conv));
         kn_weights_release(loader->weights, &tensor);
     }
-    KN_TRY(load_bias(loader, &out->bias, prefix, n, KN_F32));
+    KN_TRY(load_bias(loader, &bias, prefix, n * parts, KN_F32));
+    out->bias = bias ? bias + part * n : NULL; /* NULL while counting */
 fail:
     return st;
 }

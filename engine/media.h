@@ -2,8 +2,9 @@
  *
  * Frames into files, through FFmpeg's libraries. The container follows the
  * output's name: .mp4 (H.264, yuv420p, faststart), .webm (VP9), .gif, or a
- * printf pattern ending in .png (frame-%04d.png). The same frames give the same
- * bytes: encoder threads are pinned to one and no clock enters the file.
+ * printf pattern ending in .png (frame-%04d.png, counted from 0; a plain .png
+ * takes one frame). Nothing has its final name before kn_media_finish. The same
+ * frames give the same bytes: encoder threads are pinned to one and no clock enters the file.
  *
  * One writer is used by one thread. */
 #ifndef KN_ENGINE_MEDIA_H
@@ -17,13 +18,13 @@
 typedef struct kn_media_writer kn_media_writer;
 
 typedef struct kn_media_params {
-    const char *path;    /* final name; video is written to path.tmp and renamed on finish */
-    const char *encoder; /* FFmpeg encoder name, e.g. "libx264", "libopenh264", "mpeg4"; NULL: the container's first available */
+    const char *path;      /* final name; video is written to path.tmp and renamed on finish */
+    const char *encoder;   /* FFmpeg encoder name, e.g. "libx264", "libopenh264", "mpeg4"; NULL: the first available */
     int32_t width, height; /* pixels; yuv420p needs both even */
     int32_t fps_numerator, fps_denominator; /* frames per second, > 0 */
-    int32_t crf;         /* quality where the encoder has it; 0: its default (x264 18) */
-    const char *title;   /* metadata; NULL: left out */
-    const char *comment; /* one line: model, seed, version */
+    int32_t crf;                            /* quality on the encoder's own scale, 1 best; 0: its default (x264 18) */
+    const char *title;                      /* metadata; NULL: left out */
+    const char *comment;                    /* one line: model, seed, version */
 } kn_media_params;
 
 /* KN_INVALID: unknown extension, odd size for a format that needs even, a bad pattern. KN_UNAVAILABLE: the encoder is
@@ -41,12 +42,14 @@ kn_status kn_media_finish(kn_media_writer **writer);
 void kn_media_abandon(kn_media_writer **writer);
 
 /* One PNG, 8-bit RGB. */
-kn_status kn_media_write_png(const char *path, const float *planes, int64_t plane_stride, int32_t width, int32_t height);
+kn_status kn_media_write_png(const char *path, const float *planes, int64_t plane_stride, int32_t width,
+                             int32_t height);
 
 /* Comma-separated names of the encoders this build can use for the container of `path`. */
 void kn_media_encoders(const char *path, char *out, size_t bytes);
 
-/* Bytes the encoder is expected to hold for this size (reference and lookahead frames); for the memory plan. */
+/* Bytes the encoder is expected to hold for this size (reference and lookahead frames); for the memory plan. 0 for
+ * what cannot be opened. */
 uint64_t kn_media_bytes(const kn_media_params *params);
 
 #endif

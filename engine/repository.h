@@ -90,7 +90,8 @@ typedef struct kn_repository {
 kn_status kn_repository_open(kn_repository **out, const char *directory);
 
 /* Real shapes without files, for benchmarks: "wan2.1-1.3b", "wan2.1-14b". `layers` > 0 replaces the transformer's
- * and text encoder's layer count. KN_NOT_FOUND lists the names. */
+ * and text encoder's layer count. KN_NOT_FOUND lists the names. `root` is the name; the
+ * directories are NULL. */
 kn_status kn_repository_preset(kn_repository **out, const char *name, int32_t layers);
 
 void kn_repository_close(kn_repository **repository);

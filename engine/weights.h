@@ -40,12 +40,14 @@ typedef struct kn_weights kn_weights;
  * names: one that leaves the folder is refused. */
 kn_status kn_weights_open(kn_weights **out, const char *directory, const char *stem);
 
-/* One file by its path. */
+/* One file by its path. Both open functions answer a file with the original Wan transformer names
+ * ("blocks.0.self_attn.q.weight", also behind "model.diffusion_model.") under the diffusers names. */
 kn_status kn_weights_open_file(kn_weights **out, const char *path);
 
 /* Tensors of any name and shape, filled with normal values of the given standard
  * deviation from one shared block: real shapes without a checkpoint, for
- * benchmarks. kn_weights_expect() answers; there is nothing to enumerate. */
+ * benchmarks. kn_weights_expect() answers; there is nothing to enumerate. At most
+ * 8 GiB a tensor; memory is that of one block whatever is asked for. */
 kn_status kn_weights_synthetic(kn_weights **out, float deviation, kn_dtype dtype, uint64_t seed);
 
 void kn_weights_close(kn_weights **weights);
@@ -57,6 +59,7 @@ kn_status kn_weights_find(const kn_weights *weights, const char *name, kn_tensor
 kn_status kn_weights_expect(const kn_weights *weights, const char *name, int32_t rank, const int64_t *shape,
                             kn_tensor *out);
 
+/* Synthetic weights have every name. */
 bool kn_weights_has(const kn_weights *weights, const char *name);
 
 /* Enumeration in name order. dtype_name is the file's own ("BF16", "I64", ...). */

@@ -15,6 +15,10 @@
  *
  * Shapes are written slowest first. Sizes are elements unless named bytes. All
  * pointers are device memory unless stated. Calls are ordered by their stream.
+ * Data need only be aligned to its element; a view may end where memory ends.
+ * Outputs overlap no input unless stated, and only elements of the view are written.
+ * Subnormal numbers may be taken as zero. NaN reaches the elements that are
+ * computed from it and no others.
  * Arguments are checked by the caller of the engine, not here: a violated
  * precondition is a bug (assert).
  */
@@ -46,7 +50,7 @@ typedef struct kn_matrix {
 } kn_matrix;
 
 /* A linear layer's weight [n, k], y = x w^T, prepared for one device by
- * kn_weight_prepare (device.h). PLAIN is the checkpoint's own row-major layout,
+ * kn_ops.weight_prepare. PLAIN is the checkpoint's own row-major layout,
  * possibly the file mapping itself, and may be any dtype; PANEL is
  * [n/panel][k/pair][panel][pair], zero padded, in the compute dtype. */
 typedef enum kn_weight_layout { KN_WEIGHT_PLAIN, KN_WEIGHT_PANEL } kn_weight_layout;
@@ -86,8 +90,10 @@ typedef struct kn_gemm_args {
 /* For every sequence s, head h and query row i in [q_offsets[s], q_offsets[s+1]):
  *   logit[j] = scale * <q_i, k_j> + relative_bias[h, j - i] (+ tail_log_weight[s] for the last key)
  *   out_i = sum_j softmax(logit)_j v_j     over keys j in [k_offsets[s], k_offsets[s+1])
+ * In relative_bias, i and j count from the first query and key of their sequence.
  * tail_log_weight = ln(n) makes the last key count n times: the constant padding rows of a text
- * context are computed once. Softmax in f32. Every sequence has at least one key. */
+ * context are computed once. Softmax in f32. Every sequence has at least one key. q, k and v have one dtype; for
+ * bf16, head_dim and k.stride are even. */
 typedef struct kn_attention_args {
     kn_matrix out; /* [q rows, heads * head_dim] */
     kn_matrix q;   /* [q rows, heads * head_dim] */
@@ -106,7 +112,7 @@ typedef struct kn_attention_args {
 } kn_attention_args;
 
 /* n = (x - mean) / sqrt(var + eps), biased variance, f32.
- * out = n * weight + bias, or n * (1 + scale[row]) + shift[row], or n. */
+ * out = n * weight + bias (either may be NULL), or n * (1 + scale[row]) + shift[row], or n. */
 typedef struct kn_layernorm_args {
     kn_matrix out;
     kn_matrix x;
@@ -117,8 +123,8 @@ typedef struct kn_layernorm_args {
     kn_row_table shift;
 } kn_layernorm_args;
 
-/* Rotary embedding over three axes (frame, row, column). Adjacent pairs (2p, 2p+1)
- * of every head are rotated; the first pairs[0] pairs by the frame index, the next
+/* Rotary embedding over three axes (frame, row, column). Adjacent pairs (a, b) at
+ * (2p, 2p+1) of every head become (a cos - b sin, a sin + b cos); the first pairs[0] pairs by the frame index, the next
  * pairs[1] by the row, the last pairs[2] by the column. */
 typedef struct kn_position {
     uint16_t axis[3];
@@ -222,7 +228,8 @@ typedef enum kn_conv_mode {
 /* One output frame of a convolution with kernel (kt, kh, kw), kh = kw in {1, 3}, kt in {1, 3}:
  *   out[y, x, n] = bias[n] + sum over dt, dy, dx, c of w[n, ((dt * kh + dy) * kw + dx) * channels + c] * in[dt][...]
  *                  (+ residual[y, x, n])
- * in[0] is the oldest frame. A NULL frame is skipped: its products are exactly zero. */
+ * in[0] is the oldest frame. A NULL frame is skipped: its products are exactly zero. The last, in[kt - 1],
+ * is never NULL. DOWN and UP_NEAREST have kt = 1. For bf16 the input channels are even. */
 typedef struct kn_conv_args {
     kn_frame out;                    /* f32 */
     kn_frame in[KN_CONV_FRAMES_MAX]; /* kt of them, equal geometry, dtype = w->compute */
@@ -268,13 +275,14 @@ typedef struct kn_ops {
 #undef KN_OP
     /* Bytes of kn_attention_args.workspace; data pointers need not be set. */
     size_t (*attention_workspace)(const kn_attention_args *args);
-    /* Bytes a weight takes once prepared, and the preparation itself. `source` is
-     * PLAIN in any dtype; `out->compute`, n and k are set by the caller; fills layout fields and `out->data = destination`. */
+    /* Bytes a weight takes once prepared, and the preparation itself. `source` is PLAIN in any dtype; its `compute` is
+     * not read. Sets every field of `out`, with out->data = destination (64-byte aligned). */
     size_t (*weight_bytes)(int64_t n, int64_t k, kn_dtype compute);
     kn_status (*weight_prepare)(kn_stream *stream, kn_weight *out, void *destination, const kn_weight *source,
                                 kn_dtype compute);
-    /* The same for a convolution: `source` is (n, c, kt, kh, kw) as checkpoints store it, k = c * kt * kh * kw. For
-     * KN_CONV_UP_NEAREST the nine taps are folded into four 2x2 kernels, one per output parity. */
+    /* The same for a convolution: `source` is (n, c, kt, kh, kw) as checkpoints store it, k = c * kt * kh * kw. Of
+     * `shape` only out.channels, the channels and dtype (the compute type) of in[kt - 1], kt, kh, kw and mode are read.
+     * For KN_CONV_UP_NEAREST a tier may fold the nine taps into four 2x2 kernels, one per output parity. */
     size_t (*conv_weight_bytes)(const kn_conv_args *shape);
     kn_status (*conv_weight_prepare)(kn_stream *stream, kn_weight *out, void *destination, const kn_weight *source,
                                      const kn_conv_args *shape);

@@ -9,7 +9,7 @@
  * the three axis tables once and serve all heads; the rotation is applied to the
  * f32 value of the norm, before the only rounding.
  *
- * Tolerance: statistics are f32 sums of 4 VL partial sums; an output is within a
+ * Tolerance: statistics are f32 sums of 64 partial sums; an output is within a
  * few units of f32's last place of the exact one, then rounded to its type. */
 #include <math.h>
 

@@ -182,10 +182,9 @@ kn_status KN_TIERED(kn_add_table)(kn_stream *stream, const kn_add_table_args *ar
     return KN_OK;
 }
 
-/* A handful of rows a step. Frequency and angle are rounded to f32 exactly where
- * the model's training code rounded them: the angle of timestep t differs from
- * the exact one by up to t 2^-24 (1 + 2 |ln f| f), 1e-4 at t = 1000, and the
- * network has learnt with that. */
+/* A handful of rows a step. Frequency and angle are rounded to f32 where the
+ * model's own code rounds them, so the angle differs from the exact one: by up to
+ * t f |ln f| 2^-23 + t f 2^-24, which is below 1e-4 at t = 1000. */
 kn_status KN_TIERED(kn_timestep_embed)(kn_stream *stream, const kn_timestep_embed_args *args)
 {
     (void)stream;

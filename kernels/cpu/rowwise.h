@@ -44,6 +44,12 @@ KN_INLINE int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+/* Element i of a row. */
+KN_INLINE float row_element(const void *row, kn_dtype dtype, int64_t i)
+{
+    return dtype == KN_F32 ? ((const float *)row)[i] : kn_bf16_to_float(((const uint16_t *)row)[i]);
+}
+
 /* Entry of row r in a table of per-row vectors; NULL without a table. */
 KN_INLINE const float *table_row(const kn_row_table *table, int64_t r)
 {

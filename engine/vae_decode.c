@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Decoding, depth first: a frame travels through a stage to the next as soon as it
+ * exists, so that at full resolution one frame is in flight at a time. A temporal
+ * upsampler lets its first frame through and turns every later one into two. */
+#include "base/mem.h"
+#include "engine/vae_internal.h"
+
+/* Enough latent frames for every history to be full: the dry run that sizes the pool. */
+enum { SIZING_FRAMES = 6 };
+
+struct kn_vae_decoder {
+    kn_vae *vae;
+    kn_vae_run run;
+    int32_t h, w;
+    float *planes; /* [3, height, width] of the frame just made */
+    int64_t frames; /* made so far */
+    void *memory;
+    kn_vae_frame_fn *frame;
+    void *context;
+};
+
+static kn_status emit(kn_vae_decoder *d, kn_frame *x)
+{
+    kn_status st = KN_OK;
+    kn_vae_run *run = &d->run;
+    const kn_vae_network *net = &d->vae->decoder;
+    const float half[KN_VAE_PIXEL_CHANNELS] = {0.5f, 0.5f, 0.5f}; /* -1..1 to 0..1 */
+    kn_frame normed = {0}, pixels = {0};
+    const int32_t height = x->height, width = x->width;
+    KN_TRY(kn_vae_take(run, &normed, height, width, net->conv_out.in, net->conv_out.dtype));
+    KN_TRY(kn_vae_norm(run, *x, net->norm_out, true, normed));
+    kn_frame_give(&run->pool, x);
+    KN_TRY(kn_vae_take(run, &pixels, height, width, KN_VAE_PIXEL_CHANNELS, KN_F32));
+    KN_TRY(kn_vae_conv_look(run, &net->conv_out, normed, pixels, (kn_frame){0}));
+    kn_vae_conv_remember(run, &net->conv_out, &normed);
+    if (!run->pool.dry) {
+        KN_TRY(d->vae->ops->frame_unpack(
+            run->stream, &(kn_frame_unpack_args){.planes = d->planes, .plane_stride = (int64_t)height * width,
+                                                 .x = pixels, .scale = half, .shift = half, .low = 0.0f, .high = 1.0f}));
+        KN_TRY(d->frame(d->context, d->frames, d->planes));
+    }
+    d->frames++;
+    kn_frame_give(&run->pool, &pixels);
+fail:
+    return st;
+}
+
+static kn_status push(kn_vae_decoder *d, int stage, kn_frame *x);
+
+/* Enlarges x and hands it to the next stage. */
+static kn_status enlarge(kn_vae_decoder *d, int stage, kn_frame *x)
+{
+    kn_status st = KN_OK;
+    const kn_vae_conv *space = &d->vae->decoder.stages[stage].resample.space;
+    kn_frame large = {0};
+    KN_TRY(kn_vae_take(&d->run, &large, x->height * 2, x->width * 2, space->out, KN_F32));
+    KN_TRY(kn_vae_conv_run(&d->run, space, *x, large, (kn_frame){0}));
+    kn_frame_give(&d->run.pool, x);
+    KN_TRY(push(d, stage + 1, &large));
+fail:
+    return st;
+}
+
+static kn_status push(kn_vae_decoder *d, int index, kn_frame *x)
+{
+    kn_status st = KN_OK;
+    kn_vae_run *run = &d->run;
+    const kn_vae_stage *stage = &d->vae->decoder.stages[index];
+    const kn_vae_resample *r = &stage->resample;
+    kn_frame halves[2] = {{0}, {0}};
+    for (int i = 0; i < stage->resnet_count; i++) KN_TRY(kn_vae_resnet_run(run, &stage->resnets[i], x));
+    if (!stage->resamples) return emit(d, x);
+    /* The clip's first frame has no predecessor: it is neither doubled nor seen by the temporal convolution. */
+    if (!r->temporal || run->seen[r->counter]++ == 0) return enlarge(d, index, x);
+
+    for (int i = 0; i < 2; i++) {
+        KN_TRY(kn_vae_take(run, &halves[i], x->height, x->width, r->time[i].out, KN_F32));
+        KN_TRY(kn_vae_conv_look(run, &r->time[i], *x, halves[i], (kn_frame){0}));
+    }
+    kn_vae_conv_remember(run, &r->time[0], x);
+    for (int i = 0; i < 2; i++) KN_TRY(enlarge(d, index, &halves[i]));
+fail:
+    return st;
+}
+
+kn_status kn_vae_decode(kn_vae_decoder *d, const float *latent, int64_t plane_stride, bool normalized,
+                        kn_vae_frame_fn *frame, void *context)
+{
+    kn_status st = KN_OK;
+    kn_vae_run *run = &d->run;
+    const kn_vae_network *net = &d->vae->decoder;
+    const kn_wan_vae_config *c = &d->vae->config;
+    kn_frame z = {0}, quantized = {0}, x = {0};
+    d->frame = frame;
+    d->context = context;
+    KN_TRY(kn_vae_take(run, &z, d->h, d->w, c->z_dim, KN_F32));
+    if (!run->pool.dry)
+        KN_TRY(d->vae->ops->frame_pack(
+            run->stream, &(kn_frame_pack_args){.out = z, .planes = latent, .plane_stride = plane_stride,
+                                               .scale = normalized ? c->latents_std : NULL,
+                                               .shift = normalized ? c->latents_mean : NULL}));
+    KN_TRY(kn_vae_take(run, &quantized, d->h, d->w, c->z_dim, KN_F32));
+    KN_TRY(kn_vae_conv_run(run, &net->quant, z, quantized, (kn_frame){0}));
+    kn_frame_give(&run->pool, &z);
+    KN_TRY(kn_vae_take(run, &x, d->h, d->w, net->conv_in.out, KN_F32));
+    KN_TRY(kn_vae_conv_look(run, &net->conv_in, quantized, x, (kn_frame){0}));
+    kn_vae_conv_remember(run, &net->conv_in, &quantized);
+    KN_TRY(kn_vae_middle_run(run, &net->middle, &x));
+    KN_TRY(push(d, 0, &x));
+fail:
+    return st;
+}
+
+static kn_status begin(kn_vae_decoder *d, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w)
+{
+    KN_REQUIRE((vae->halves & KN_VAE_DECODER) && h > 0 && w > 0);
+    const size_t factor = (size_t)kn_vae_spatial_factor(&vae->config);
+    d->vae = vae;
+    d->h = h;
+    d->w = w;
+    d->run.vae = vae;
+    d->run.stream = stream;
+    d->planes = kn_arena_take(&d->run.pool.arena, KN_VAE_PIXEL_CHANNELS * factor * (size_t)h * factor * (size_t)w *
+                                                      sizeof *d->planes);
+    kn_vae_run_reserve(&d->run, &vae->decoder.middle.attention, h, w);
+    return KN_OK;
+}
+
+/* Bytes and operations of decoding `latents` frames, without decoding them. */
+static kn_status dry_run(size_t *bytes, double *flop, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w,
+                         int64_t latents)
+{
+    kn_status st = KN_OK;
+    kn_vae_decoder *d = kn_alloc(sizeof *d);
+    if (!d) return KN_NOMEM;
+    d->run.pool.dry = true;
+    KN_TRY(begin(d, vae, stream, h, w));
+    for (int64_t i = 0; i < latents; i++) KN_TRY(kn_vae_decode(d, NULL, 0, false, NULL, NULL));
+    *bytes = d->run.pool.arena.peak;
+    *flop = d->run.flop;
+fail:
+    kn_free(d);
+    return st;
+}
+
+kn_status kn_vae_decoder_bytes(size_t *out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w)
+{
+    double flop;
+    return dry_run(out, &flop, vae, stream, h, w, SIZING_FRAMES);
+}
+
+double kn_vae_decode_flop(const kn_vae *vae, int64_t latent_frames, int32_t h, int32_t w)
+{
+    size_t bytes;
+    double flop = 0.0;
+    dry_run(&bytes, &flop, (kn_vae *)(uintptr_t)vae, NULL, h, w, latent_frames);
+    return flop;
+}
+
+kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w)
+{
+    kn_status st = KN_OK;
+    size_t bytes;
+    kn_vae_decoder *d = kn_alloc(sizeof *d);
+    if (!d) return KN_NOMEM;
+    KN_TRY(kn_vae_decoder_bytes(&bytes, vae, stream, h, w));
+    d->vae = vae;
+    KN_TRY(kn_device_alloc(vae->device, &d->memory, bytes));
+    d->run.pool.arena = kn_arena_view(d->memory, bytes);
+    KN_TRY(begin(d, vae, stream, h, w));
+    *out = d;
+    return KN_OK;
+fail:
+    kn_vae_decoder_destroy(&d);
+    return st;
+}
+
+void kn_vae_decoder_destroy(kn_vae_decoder **handle)
+{
+    kn_vae_decoder *d = *handle;
+    if (!d) return;
+    if (d->vae) kn_device_free(d->vae->device, d->memory);
+    kn_free(d);
+    *handle = NULL;
+}

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
+#include "engine/vae_internal.h"
+
+kn_status kn_vae_take(kn_vae_run *run, kn_frame *out, int32_t h, int32_t w, int32_t channels, kn_dtype dtype)
+{
+    return kn_frame_take(&run->pool, out, h, w, channels, dtype, 1);
+}
+
+static kn_status launch(kn_vae_run *run, const kn_conv_args *args, const kn_vae_conv *conv)
+{
+    int frames = 0;
+    for (int i = 0; i < conv->kt; i++) frames += args->in[i].data != NULL;
+    const double taps = conv->mode == KN_CONV_UP_NEAREST ? 4.0 : (double)conv->k * conv->k * frames;
+    run->flop += 2.0 * taps * conv->in * conv->out * args->out.height * args->out.width;
+    return run->pool.dry ? KN_OK : run->vae->ops->conv(run->stream, args);
+}
+
+kn_status kn_vae_conv_run(kn_vae_run *run, const kn_vae_conv *conv, kn_frame in, kn_frame out, kn_frame residual)
+{
+    return launch(run, &(kn_conv_args){.out = out, .in = {in}, .kt = 1, .kh = conv->k, .kw = conv->k,
+                                       .mode = conv->mode, .w = &conv->layer.w, .bias = conv->layer.bias,
+                                       .residual = residual}, conv);
+}
+
+kn_status kn_vae_conv_look(kn_vae_run *run, const kn_vae_conv *conv, kn_frame in, kn_frame out, kn_frame residual)
+{
+    const kn_frame *history = run->history[conv->history];
+    return launch(run, &(kn_conv_args){.out = out, .in = {history[0], history[1], in}, .kt = 3, .kh = conv->k,
+                                       .kw = conv->k, .mode = conv->mode, .w = &conv->layer.w,
+                                       .bias = conv->layer.bias, .residual = residual}, conv);
+}
+
+void kn_vae_conv_remember(kn_vae_run *run, const kn_vae_conv *conv, kn_frame *in)
+{
+    kn_frame *history = run->history[conv->history];
+    kn_frame_give(&run->pool, &history[0]);
+    history[0] = history[1];
+    history[1] = *in;
+    *in = (kn_frame){0};
+}
+
+kn_status kn_vae_norm(kn_vae_run *run, kn_frame x, const float *gamma, bool silu, kn_frame out)
+{
+    if (run->pool.dry) return KN_OK;
+    return run->vae->ops->channel_norm(run->stream,
+                                       &(kn_channel_norm_args){.out = out, .x = x, .gamma = gamma, .silu = silu});
+}
+
+/* out = conv(silu(norm(x))) (+ residual); the normed frame becomes history. */
+static kn_status norm_conv(kn_vae_run *run, const float *gamma, const kn_vae_conv *conv, kn_frame x, kn_frame out,
+                           kn_frame residual)
+{
+    kn_status st = KN_OK;
+    kn_frame normed = {0};
+    KN_TRY(kn_vae_take(run, &normed, x.height, x.width, conv->in, conv->dtype));
+    KN_TRY(kn_vae_norm(run, x, gamma, true, normed));
+    KN_TRY(kn_vae_conv_look(run, conv, normed, out, residual));
+    kn_vae_conv_remember(run, conv, &normed);
+fail:
+    return st;
+}
+
+kn_status kn_vae_resnet_run(kn_vae_run *run, const kn_vae_resnet *r, kn_frame *x)
+{
+    kn_status st = KN_OK;
+    const kn_frame none = {0};
+    kn_frame y = {0}, wide = {0};
+    KN_TRY(kn_vae_take(run, &y, x->height, x->width, r->conv1.out, KN_F32));
+    KN_TRY(norm_conv(run, r->norm1, &r->conv1, *x, y, none));
+    if (r->has_shortcut) {
+        KN_TRY(kn_vae_take(run, &wide, x->height, x->width, r->shortcut.out, KN_F32));
+        KN_TRY(kn_vae_conv_run(run, &r->shortcut, *x, wide, none));
+        kn_frame_give(&run->pool, x);
+        *x = wide;
+    }
+    KN_TRY(norm_conv(run, r->norm2, &r->conv2, y, *x, *x));
+    kn_frame_give(&run->pool, &y);
+fail:
+    return st;
+}
+
+void kn_vae_run_reserve(kn_vae_run *run, const kn_vae_attention *a, int32_t h, int32_t w)
+{
+    const int64_t rows = (int64_t)h * w, cols = 3 * (int64_t)a->channels;
+    const int32_t offsets[2] = {0, (int32_t)rows};
+    run->qkv = (kn_matrix){.data = kn_arena_take(&run->pool.arena, (size_t)(rows * cols) * sizeof(float)),
+                           .rows = rows, .cols = cols, .stride = cols, .dtype = KN_F32};
+    const kn_attention_args shape = {.q.dtype = KN_F32, .heads = 1, .head_dim = a->channels, .sequences = 1,
+                                     .q_offsets = offsets, .k_offsets = offsets};
+    run->attention_workspace = kn_arena_take(&run->pool.arena, run->vae->ops->attention_workspace(&shape));
+}
+
+static kn_matrix columns_of(kn_matrix m, int64_t first, int64_t count)
+{
+    m.data = (float *)m.data + first;
+    m.cols = count;
+    return m;
+}
+
+/* Over the pixels of one frame, one head of all channels, scale 1 / sqrt(channels). */
+static kn_status attend(kn_vae_run *run, const kn_vae_attention *a, kn_matrix rows)
+{
+    kn_status st = KN_OK;
+    const kn_ops *ops = run->vae->ops;
+    const int32_t offsets[2] = {0, (int32_t)rows.rows};
+    KN_TRY(ops->gemm(run->stream,
+                     &(kn_gemm_args){.out = run->qkv, .a = rows, .w = &a->qkv.w, .bias = a->qkv.bias}));
+    KN_TRY(ops->attention(run->stream, &(kn_attention_args){
+                                           .out = rows,
+                                           .q = columns_of(run->qkv, 0, a->channels),
+                                           .k = columns_of(run->qkv, a->channels, a->channels),
+                                           .v = columns_of(run->qkv, 2 * (int64_t)a->channels, a->channels),
+                                           .heads = 1,
+                                           .head_dim = a->channels,
+                                           .scale = 1.0f / sqrtf((float)a->channels),
+                                           .sequences = 1,
+                                           .q_offsets = offsets,
+                                           .k_offsets = offsets,
+                                           .workspace = run->attention_workspace}));
+fail:
+    return st;
+}
+
+static kn_status attention_run(kn_vae_run *run, const kn_vae_attention *a, kn_frame x)
+{
+    kn_status st = KN_OK;
+    kn_frame dense = {0}; /* no border: its pixels are the rows of a matrix */
+    const int64_t pixels = (int64_t)x.height * x.width, c = a->channels;
+    KN_TRY(kn_frame_take(&run->pool, &dense, x.height, x.width, a->channels, KN_F32, 0));
+    KN_TRY(kn_vae_norm(run, x, a->norm, false, dense));
+    run->flop += 2.0 * (double)pixels * 3.0 * (double)(c * c) + 4.0 * (double)pixels * (double)pixels * (double)c;
+    if (!run->pool.dry)
+        KN_TRY(attend(run, a, (kn_matrix){.data = dense.data, .rows = pixels, .cols = c, .stride = c, .dtype = KN_F32}));
+    KN_TRY(kn_vae_conv_run(run, &a->proj, dense, x, x));
+    kn_frame_give(&run->pool, &dense);
+fail:
+    return st;
+}
+
+kn_status kn_vae_middle_run(kn_vae_run *run, const kn_vae_middle *middle, kn_frame *x)
+{
+    kn_status st = KN_OK;
+    KN_TRY(kn_vae_resnet_run(run, &middle->before, x));
+    KN_TRY(attention_run(run, &middle->attention, *x));
+    KN_TRY(kn_vae_resnet_run(run, &middle->after, x));
+fail:
+    return st;
+}

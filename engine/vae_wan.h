@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The Wan 2.1 causal video autoencoder (diffusers AutoencoderKLWan with
+ * is_residual false).
+ *
+ * Both directions stream: frames are pushed one at a time, every causal
+ * convolution keeps the two frames before, and what comes out does not depend on
+ * how the pushes are grouped. Memory does not grow with the length of the clip. */
+#ifndef KN_ENGINE_VAE_WAN_H
+#define KN_ENGINE_VAE_WAN_H
+
+#include "engine/repository.h"
+#include "engine/weights.h"
+#include "kernels/device.h"
+
+typedef struct kn_vae kn_vae;
+
+typedef enum kn_vae_half { KN_VAE_DECODER = 1, KN_VAE_ENCODER = 2 } kn_vae_half;
+
+/* Prepares the halves asked for (a bit set). `compute` KN_BF16 rounds the operands of the residual blocks'
+ * convolutions; sums and the residual stream stay in float32. */
+kn_status kn_vae_create(kn_vae **out, const kn_wan_vae_config *config, const kn_weights *weights, kn_stream *stream,
+                        kn_dtype compute, int halves);
+void kn_vae_destroy(kn_vae **vae);
+
+/* Device bytes of the prepared weights; checks that every tensor is there with its shape. */
+kn_status kn_vae_weight_bytes(size_t *out, const kn_wan_vae_config *config, const kn_weights *weights,
+                              kn_stream *stream, kn_dtype compute, int halves);
+
+/* A finished frame, planar [3, height, width] f32 in device memory, valid during the call. `index` counts from 0. */
+typedef kn_status kn_vae_frame_fn(void *context, int64_t index, const float *planes);
+/* A finished latent frame of the encoder, [z_dim, h, w], the posterior's mean, not normalised. */
+typedef kn_status kn_vae_latent_fn(void *context, int64_t index, const float *latent);
+
+/* ---- decoding ---- */
+
+typedef struct kn_vae_decoder kn_vae_decoder;
+
+/* For latents of h x w. Allocates everything it will ever need. */
+kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w);
+void kn_vae_decoder_destroy(kn_vae_decoder **decoder);
+
+/* Bytes a decoder of this size allocates. */
+kn_status kn_vae_decoder_bytes(size_t *out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w);
+
+/* Decodes the next latent frame: channel c of it is latent[c * plane_stride ...] in device memory. With `normalized`
+ * the latent is multiplied by latents_std and shifted by latents_mean first. The first frame gives one video frame,
+ * each later one four (two per temporal stage), in 0..1. */
+kn_status kn_vae_decode(kn_vae_decoder *decoder, const float *latent, int64_t plane_stride, bool normalized,
+                        kn_vae_frame_fn *frame, void *context);
+
+/* Video frames a clip of `latent_frames` has. */
+int64_t kn_vae_frames(const kn_wan_vae_config *config, int64_t latent_frames);
+int32_t kn_vae_spatial_factor(const kn_wan_vae_config *config);  /* 8 */
+int32_t kn_vae_temporal_factor(const kn_wan_vae_config *config); /* 4 */
+
+/* Floating-point operations of decoding, multiply and add counted separately, as executed: folded upsampling and
+ * skipped zero frames are not counted. */
+double kn_vae_decode_flop(const kn_vae *vae, int64_t latent_frames, int32_t h, int32_t w);
+
+/* ---- encoding ---- */
+
+typedef struct kn_vae_encoder kn_vae_encoder;
+
+/* For frames of height x width pixels (multiples of the spatial factor). */
+kn_status kn_vae_encoder_create(kn_vae_encoder **out, kn_vae *vae, kn_stream *stream, int32_t height, int32_t width);
+void kn_vae_encoder_destroy(kn_vae_encoder **encoder);
+
+/* Pushes the next video frame, planar in -1..1 in device memory. A latent comes out for the first frame and then for
+ * every fourth. */
+kn_status kn_vae_encode(kn_vae_encoder *encoder, const float *planes, int64_t plane_stride, kn_vae_latent_fn *latent,
+                        void *context);
+
+#endif
