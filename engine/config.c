@@ -208,6 +208,10 @@ kn_status kn_config_int(const kn_config *config, const char *key, int32_t low, i
     const json_t *value = json_object_get(config->object, key);
     if (value) return take_int(config, key, value, low, high, out);
     if (!fallback) return missing(config, key);
+    /* A limit may depend on another key, so that the default is outside. */
+    if (*fallback < low || *fallback > high)
+        return kn_fail(KN_CORRUPT, "%s: \"%s\" is missing and its default %d is outside %d..%d", config->file, key,
+                       *fallback, low, high);
     *out = *fallback;
     return KN_OK;
 }

@@ -48,7 +48,8 @@ static inline kn_json_limits kn_config_limits(void)
 /* True when the key is missing or null, the two ways in which a Python config says "none". */
 bool kn_config_none(const kn_config *config, const char *key);
 
-/* Typed values. Key missing: *fallback when given, else KN_CORRUPT. Wrong type or outside [low, high]: KN_CORRUPT. */
+/* Typed values. Key missing: *fallback when given, else KN_CORRUPT. Wrong type or outside [low, high]: KN_CORRUPT,
+ * also for an integer's fallback. */
 kn_status kn_config_int(const kn_config *config, const char *key, int32_t low, int32_t high, const int32_t *fallback,
                         int32_t *out);
 kn_status kn_config_float(const kn_config *config, const char *key, double low, double high, const float *fallback,

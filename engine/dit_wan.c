@@ -46,7 +46,9 @@ struct kn_dit {
     kn_dtype act; /* activations between operators: the compute type */
     kn_device *device;
     const kn_ops *ops;
-    void *memory;      /* weights */
+    const kn_weights *weights;
+    size_t weight_bytes;
+    void *memory;      /* prepared weights; NULL before */
     void *rope_memory; /* [3][positions][pairs][2] */
     int64_t dim;
     kn_rope rope; /* tables; positions belong to a pack */
@@ -141,6 +143,11 @@ fail:
     return st;
 }
 
+static size_t rope_bytes(const kn_dit *dit)
+{
+    return (size_t)dit->config.rope_max_seq_len * (size_t)dit->config.attention_head_dim * sizeof(float);
+}
+
 /* Angles in double, rounded once: float32 frequencies would drift over a long clip. */
 static kn_status make_rope(kn_dit *dit, kn_stream *stream)
 {
@@ -148,7 +155,7 @@ static kn_status make_rope(kn_dit *dit, kn_stream *stream)
     const int32_t head = dit->config.attention_head_dim, positions = dit->config.rope_max_seq_len;
     const int32_t side = 2 * (head / 6);
     const int32_t dims[3] = {head - 2 * side, side, side};
-    const size_t bytes = (size_t)positions * (size_t)head * sizeof(float);
+    const size_t bytes = rope_bytes(dit);
     float *host = kn_alloc(bytes), *at = host;
     if (!host) return KN_NOMEM;
     KN_TRY(kn_device_alloc(dit->device, &dit->rope_memory, bytes));
@@ -170,32 +177,44 @@ fail:
     return st;
 }
 
-static kn_status init(kn_dit *dit, const kn_wan_dit_config *config, kn_stream *stream, kn_dtype compute)
-{
-    dit->config = *config;
-    dit->act = compute;
-    dit->device = kn_stream_device(stream);
-    dit->ops = kn_device_ops(dit->device);
-    dit->dim = (int64_t)config->num_attention_heads * config->attention_head_dim;
-    dit->blocks = kn_alloc_array((size_t)config->num_layers, sizeof *dit->blocks);
-    return dit->blocks ? KN_OK : KN_NOMEM;
-}
-
 kn_status kn_dit_create(kn_dit **out, const kn_wan_dit_config *config, const kn_weights *weights, kn_stream *stream,
                         kn_dtype compute)
 {
     kn_status st = KN_OK;
-    size_t bytes;
     kn_dit *dit = kn_alloc(sizeof *dit);
     if (!dit) return KN_NOMEM;
-    KN_TRY(init(dit, config, stream, compute));
-    KN_TRY(kn_loader_run(weights, stream, load_all, dit, &dit->memory, &bytes));
-    KN_TRY(make_rope(dit, stream));
+    dit->config = *config;
+    dit->act = compute;
+    dit->weights = weights;
+    dit->device = kn_stream_device(stream);
+    dit->ops = kn_device_ops(dit->device);
+    dit->dim = (int64_t)config->num_attention_heads * config->attention_head_dim;
+    dit->blocks = kn_alloc_array((size_t)config->num_layers, sizeof *dit->blocks);
+    if (!dit->blocks) {
+        st = KN_NOMEM;
+        goto fail;
+    }
+    KN_TRY(kn_loader_run(weights, stream, load_all, dit, NULL, &dit->weight_bytes));
     *out = dit;
     return KN_OK;
 fail:
     kn_dit_destroy(&dit);
     return st;
+}
+
+kn_status kn_dit_prepare(kn_dit *dit, kn_stream *stream)
+{
+    kn_status st = KN_OK;
+    if (dit->memory) return KN_OK;
+    if (!dit->rope_memory) KN_TRY(make_rope(dit, stream));
+    KN_TRY(kn_loader_run(dit->weights, stream, load_all, dit, &dit->memory, &dit->weight_bytes));
+fail:
+    return st;
+}
+
+size_t kn_dit_weight_bytes(const kn_dit *dit)
+{
+    return dit->weight_bytes + rope_bytes(dit);
 }
 
 void kn_dit_destroy(kn_dit **handle)
@@ -207,19 +226,6 @@ void kn_dit_destroy(kn_dit **handle)
     kn_free(dit->blocks);
     kn_free(dit);
     *handle = NULL;
-}
-
-kn_status kn_dit_weight_bytes(size_t *out, const kn_wan_dit_config *config, const kn_weights *weights,
-                              kn_stream *stream, kn_dtype compute)
-{
-    kn_status st = KN_OK;
-    kn_dit dit = {0};
-    KN_TRY(init(&dit, config, stream, compute));
-    KN_TRY(kn_loader_run(weights, stream, load_all, &dit, NULL, out));
-    *out += (size_t)config->rope_max_seq_len * (size_t)config->attention_head_dim * sizeof(float);
-fail:
-    kn_free(dit.blocks);
-    return st;
 }
 
 /* ---- operators, spelled for this file ---- */
@@ -309,7 +315,7 @@ kn_status kn_dit_context_build(kn_dit *dit, kn_stream *stream, kn_arena *arena, 
     kn_status st = KN_OK;
     const size_t mark = kn_arena_mark(arena);
     const int32_t tokens = (int32_t)text.rows;
-    KN_REQUIRE(tokens >= 0 && tokens <= KN_TEXT_TOKENS && text.cols == dit->config.text_dim && text.dtype == KN_F32);
+    KN_REQUIRE(dit->memory && tokens >= 0 && tokens <= KN_TEXT_TOKENS && text.cols == dit->config.text_dim && text.dtype == KN_F32);
     *out = (kn_dit_context){.memory = memory, .rows = context_rows(tokens)};
     if (out->rows > tokens) out->tail_log_weight = logf((float)(KN_TEXT_TOKENS - tokens));
 
@@ -549,6 +555,7 @@ kn_status kn_dit_forward(kn_dit *dit, kn_stream *stream, kn_arena *arena, const 
     kn_status st = KN_OK;
     kn_pack pack;
     const size_t mark = kn_arena_mark(arena);
+    KN_REQUIRE(dit->memory);
     KN_TRY(kn_pack_build(&pack, sequences, count));
     for (int i = 0; i < count; i++) {
         int32_t longest = sequences[i].t;

@@ -17,15 +17,19 @@
 
 typedef struct kn_dit kn_dit;
 
-/* `compute` KN_BF16 keeps in float32 what diffusers keeps: norms, time embedder, modulation tables, softmax; the
- * residual stream is bfloat16. */
+/* Checks that every tensor is there with its shape and computes sizes; prepares nothing yet. `weights` is kept until
+ * prepared. `compute` KN_BF16 keeps in float32 what diffusers keeps: norms, time embedder, modulation tables,
+ * softmax; the residual stream is bfloat16. */
 kn_status kn_dit_create(kn_dit **out, const kn_wan_dit_config *config, const kn_weights *weights, kn_stream *stream,
                         kn_dtype compute);
 void kn_dit_destroy(kn_dit **dit);
 
-/* Device bytes of the prepared weights; checks that every tensor is there with its shape. */
-kn_status kn_dit_weight_bytes(size_t *out, const kn_wan_dit_config *config, const kn_weights *weights,
-                              kn_stream *stream, kn_dtype compute);
+/* Device bytes of the prepared weights. */
+size_t kn_dit_weight_bytes(const kn_dit *dit);
+
+/* Lays the weights out in device memory, once; later calls do nothing. What follows below needs it, but for the
+ * sizes. */
+kn_status kn_dit_prepare(kn_dit *dit, kn_stream *stream);
 
 /* Text padded to KN_TEXT_TOKENS rows of zeros, as the model was trained: no mask. All padding rows embed to the same
  * vector, so one row stands for them, weighted in the softmax. */

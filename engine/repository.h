@@ -72,15 +72,16 @@ typedef struct kn_sampler_config {
 typedef enum kn_component { KN_TEXT_ENCODER, KN_TRANSFORMER, KN_VAE, KN_COMPONENT_COUNT } kn_component;
 
 typedef struct kn_repository {
-    char *root;           /* as given */
-    char *class_name;     /* "WanPipeline" */
+    char *root;                                    /* as given */
+    char *class_name;                              /* "WanPipeline" */
     char *component_directory[KN_COMPONENT_COUNT]; /* root/text_encoder, ... */
     char *tokenizer_directory;
     kn_umt5_config text;
     kn_wan_dit_config dit;
     kn_wan_vae_config vae;
     kn_sampler_config sampler;
-    int32_t default_width, default_height, default_frames, default_steps; /* from an optional kinora.json, else published defaults */
+    int32_t default_width, default_height, default_frames,
+        default_steps; /* from an optional kinora.json, else published defaults */
     float default_guidance;
     float default_fps;
 } kn_repository;

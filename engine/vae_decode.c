@@ -92,6 +92,7 @@ kn_status kn_vae_decode(kn_vae_decoder *d, const float *latent, int64_t plane_st
     const kn_vae_network *net = &d->vae->decoder;
     const kn_wan_vae_config *c = &d->vae->config;
     kn_frame z = {0}, quantized = {0}, x = {0};
+    KN_REQUIRE(run->pool.dry || d->vae->memory);
     d->frame = frame;
     d->context = context;
     KN_TRY(kn_vae_take(run, &z, d->h, d->w, c->z_dim, KN_F32));

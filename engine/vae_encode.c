@@ -102,6 +102,7 @@ kn_status kn_vae_encode(kn_vae_encoder *e, const float *planes, int64_t plane_st
     kn_vae_run *run = &e->run;
     const kn_vae_conv *conv_in = &e->vae->encoder.conv_in;
     kn_frame pixels = {0}, x = {0};
+    KN_REQUIRE(run->pool.dry || e->vae->memory);
     e->sink = latent;
     e->context = context;
     KN_TRY(kn_vae_take(run, &pixels, e->height, e->width, KN_VAE_PIXEL_CHANNELS, KN_F32));

@@ -71,7 +71,9 @@ struct kn_vae {
     kn_dtype compute;
     kn_device *device;
     const kn_ops *ops;
-    void *memory; /* both halves' weights */
+    const kn_weights *weights;
+    size_t weight_bytes;
+    void *memory; /* prepared weights of the halves; NULL before */
     int halves;
     kn_vae_network decoder, encoder;
 };

@@ -215,28 +215,22 @@ fail:
     return st;
 }
 
-static kn_status init(kn_vae *vae, const kn_wan_vae_config *config, kn_stream *stream, kn_dtype compute, int halves)
-{
-    if (config->num_res_blocks + 1 > KN_VAE_RESNETS_MAX)
-        return kn_fail(KN_UNSUPPORTED, "vae num_res_blocks is %d; at most %d", config->num_res_blocks,
-                       KN_VAE_RESNETS_MAX - 1);
-    vae->config = *config;
-    vae->compute = compute;
-    vae->device = kn_stream_device(stream);
-    vae->ops = kn_device_ops(vae->device);
-    vae->halves = halves;
-    return KN_OK;
-}
-
 kn_status kn_vae_create(kn_vae **out, const kn_wan_vae_config *config, const kn_weights *weights, kn_stream *stream,
                         kn_dtype compute, int halves)
 {
     kn_status st = KN_OK;
-    size_t bytes;
+    if (config->num_res_blocks + 1 > KN_VAE_RESNETS_MAX)
+        return kn_fail(KN_UNSUPPORTED, "vae num_res_blocks is %d; at most %d", config->num_res_blocks,
+                       KN_VAE_RESNETS_MAX - 1);
     kn_vae *vae = kn_alloc(sizeof *vae);
     if (!vae) return KN_NOMEM;
-    KN_TRY(init(vae, config, stream, compute, halves));
-    KN_TRY(kn_loader_run(weights, stream, load_halves, vae, &vae->memory, &bytes));
+    vae->config = *config;
+    vae->compute = compute;
+    vae->weights = weights;
+    vae->device = kn_stream_device(stream);
+    vae->ops = kn_device_ops(vae->device);
+    vae->halves = halves;
+    KN_TRY(kn_loader_run(weights, stream, load_halves, vae, NULL, &vae->weight_bytes));
     *out = vae;
     return KN_OK;
 fail:
@@ -244,26 +238,24 @@ fail:
     return st;
 }
 
+kn_status kn_vae_prepare(kn_vae *vae, kn_stream *stream)
+{
+    if (vae->memory) return KN_OK;
+    return kn_loader_run(vae->weights, stream, load_halves, vae, &vae->memory, &vae->weight_bytes);
+}
+
+size_t kn_vae_weight_bytes(const kn_vae *vae)
+{
+    return vae->weight_bytes;
+}
+
 void kn_vae_destroy(kn_vae **handle)
 {
     kn_vae *vae = *handle;
     if (!vae) return;
-    if (vae->device) kn_device_free(vae->device, vae->memory);
+    kn_device_free(vae->device, vae->memory);
     kn_free(vae);
     *handle = NULL;
-}
-
-kn_status kn_vae_weight_bytes(size_t *out, const kn_wan_vae_config *config, const kn_weights *weights,
-                              kn_stream *stream, kn_dtype compute, int halves)
-{
-    kn_status st = KN_OK;
-    kn_vae *vae = kn_alloc(sizeof *vae);
-    if (!vae) return KN_NOMEM;
-    KN_TRY(init(vae, config, stream, compute, halves));
-    KN_TRY(kn_loader_run(weights, stream, load_halves, vae, NULL, out));
-fail:
-    kn_free(vae);
-    return st;
 }
 
 int32_t kn_vae_spatial_factor(const kn_wan_vae_config *config)

@@ -17,15 +17,18 @@ typedef struct kn_vae kn_vae;
 
 typedef enum kn_vae_half { KN_VAE_DECODER = 1, KN_VAE_ENCODER = 2 } kn_vae_half;
 
-/* Prepares the halves asked for (a bit set). `compute` KN_BF16 rounds the operands of the residual blocks'
- * convolutions; sums and the residual stream stay in float32. */
+/* Checks every tensor of the halves asked for (a bit set) and computes sizes; prepares nothing yet. `weights` is kept
+ * until prepared. `compute` KN_BF16 rounds the operands of the residual blocks' convolutions; sums and the residual
+ * stream stay in float32. */
 kn_status kn_vae_create(kn_vae **out, const kn_wan_vae_config *config, const kn_weights *weights, kn_stream *stream,
                         kn_dtype compute, int halves);
 void kn_vae_destroy(kn_vae **vae);
 
-/* Device bytes of the prepared weights; checks that every tensor is there with its shape. */
-kn_status kn_vae_weight_bytes(size_t *out, const kn_wan_vae_config *config, const kn_weights *weights,
-                              kn_stream *stream, kn_dtype compute, int halves);
+/* Device bytes of the prepared weights. */
+size_t kn_vae_weight_bytes(const kn_vae *vae);
+
+/* Lays the weights out in device memory, once; later calls do nothing. Decoding and encoding need it, sizes do not. */
+kn_status kn_vae_prepare(kn_vae *vae, kn_stream *stream);
 
 /* A finished frame, planar [3, height, width] f32 in device memory, valid during the call. `index` counts from 0. */
 typedef kn_status kn_vae_frame_fn(void *context, int64_t index, const float *planes);

@@ -8,7 +8,6 @@
 #include "engine/weights.h"
 
 #include <assert.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

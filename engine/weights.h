@@ -104,7 +104,7 @@ kn_status kn_safetensors_create(kn_safetensors_writer **out, const char *path, c
 /* Writes `bytes` at `offset` bytes inside tensor `index`. */
 kn_status kn_safetensors_write(kn_safetensors_writer *writer, size_t index, uint64_t offset, const void *data,
                                size_t bytes);
-kn_status kn_safetensors_finish(kn_safetensors_writer **writer);  /* takes the writer, also on failure */
-void kn_safetensors_abandon(kn_safetensors_writer **writer);      /* removes the temporary file */
+kn_status kn_safetensors_finish(kn_safetensors_writer **writer); /* takes the writer, also on failure */
+void kn_safetensors_abandon(kn_safetensors_writer **writer);     /* removes the temporary file */
 
 #endif

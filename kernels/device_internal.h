@@ -27,6 +27,7 @@ struct kn_device {
     const kn_device_backend *backend;
     kn_ops ops;
     kn_device_info info;
+    size_t scratch_bytes;
 };
 
 struct kn_stream {

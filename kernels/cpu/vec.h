@@ -126,15 +126,19 @@ KN_INLINE vf v_load_bf16(const uint16_t *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-/* vcvtneps2bf16 would flush denormals; this is plain round to nearest even. */
+/* Round to nearest even. The instruction of the bf16 tier reads subnormals as zero (ops.h allows it). */
 KN_INLINE __m256i v_to_bf16(vf x)
 {
+#if defined(KN_TIER_AVX512BF16)
+    return (__m256i)_mm512_cvtneps_pbh(x);
+#else
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+#endif
 }
 KN_INLINE void v_store_bf16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, v_to_bf16(x)); }
 KN_INLINE vf v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
@@ -190,7 +194,7 @@ KN_INLINE void *kn_row(const kn_matrix *m, int64_t r)
  * (degree 8) is below 1e-8 of the result. Arguments below -126 give 2^-126. */
 KN_INLINE vf v_exp2(vf x)
 {
-    vf limited = v_min(v_max(x, v_set1(-126.0f)), v_set1(127.0f));
+    vf limited = v_min(v_set1(127.0f), v_max(v_set1(-126.0f), x)); /* in this order NaN stays NaN */
     vf n = v_round(limited);
     vf f = v_sub(limited, n);
     vf p = v_set1(1.5252734e-5f);
@@ -207,7 +211,7 @@ KN_INLINE vf v_exp2(vf x)
 /* 2^x to 3e-6 of the result, for values that are rounded to bf16 next (half an ulp: 2e-3). */
 KN_INLINE vf v_exp2_short(vf x)
 {
-    vf limited = v_max(x, v_set1(-126.0f));
+    vf limited = v_max(v_set1(-126.0f), x);
     vf n = v_round(limited);
     vf f = v_sub(limited, n);
     vf p = v_set1(1.3333558e-3f);
@@ -234,18 +238,18 @@ KN_INLINE void v_store_bf16_pair(uint16_t *p, vf a, vf b)
  * relative accuracy. Clamped to the range of normal floats. */
 KN_INLINE vf v_exp(vf x)
 {
-    vf limited = v_min(v_max(x, v_set1(-87.33654f)), v_set1(88.37626f));
+    vf limited = v_min(v_set1(88.37626f), v_max(v_set1(-87.33654f), x)); /* in this order NaN stays NaN */
     vf n = v_round(v_mul(limited, v_set1(1.44269504f)));
     vf f = v_fnma(n, v_set1(0.693145752f), limited); /* ln 2 in two parts, the first with */
     f = v_fnma(n, v_set1(1.42860677e-6f), f);        /* trailing zero bits: n * part is exact */
-    vf p = v_set1(1.9841270e-4f);
-    p = v_fma(p, f, v_set1(1.3888889e-3f));
-    p = v_fma(p, f, v_set1(8.3333333e-3f));
-    p = v_fma(p, f, v_set1(4.1666667e-2f));
-    p = v_fma(p, f, v_set1(1.6666667e-1f));
-    p = v_fma(p, f, v_set1(0.5f));
-    p = v_fma(p, f, v_set1(1.0f));
-    p = v_fma(p, f, v_set1(1.0f));
+    /* 1 / k!, paired (Estrin) so that the chain is three deep, not seven. */
+    vf f2 = v_mul(f, f);
+    vf p01 = v_add(f, v_set1(1.0f));
+    vf p23 = v_fma(f, v_set1(1.6666667e-1f), v_set1(0.5f));
+    vf p45 = v_fma(f, v_set1(8.3333333e-3f), v_set1(4.1666667e-2f));
+    vf p67 = v_fma(f, v_set1(1.9841270e-4f), v_set1(1.3888889e-3f));
+    vf high = v_fma(p67, f2, p45);
+    vf p = v_fma(v_fma(high, f2, p23), f2, p01);
     return v_scale_exponent(p, n);
 }
 

@@ -188,6 +188,7 @@ static forward open_forward(const fixture *f, kn_dtype compute)
     forward w;
     const kn_tensor input = find(f, "dit.input"), context = find(f, "dit.context"), timestep = find(f, "dit.timestep");
     ok(kn_dit_create(&w.dit, &f->repository->dit, f->weights[KN_TRANSFORMER], f->stream, compute));
+    ok(kn_dit_prepare(w.dit, f->stream));
     const int32_t tokens = text_tokens(&context);
     const int64_t d = context.shape[1];
     float *text = device_copy(f, context.data, (size_t)(tokens * d) * sizeof *text);
@@ -338,6 +339,7 @@ static void autoencoder_matches(void **state)
         kn_vae *vae;
         ok(kn_vae_create(&vae, &f.repository->vae, f.weights[KN_VAE], f.stream, KN_F32,
                          KN_VAE_DECODER | KN_VAE_ENCODER));
+        ok(kn_vae_prepare(vae, f.stream));
         vae_cases(&f, vae, true);
         vae_cases(&f, vae, false);
         kn_vae_destroy(&vae);

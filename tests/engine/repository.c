@@ -35,8 +35,7 @@ typedef struct expectation {
     size_t seen;
 } expectation;
 
-static void expect(expectation *e, int32_t rank, const int64_t *shape, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+static void expect(expectation *e, int32_t rank, const int64_t *shape, const char *format, ...) KN_PRINTF(4, 5);
 
 static void expect(expectation *e, int32_t rank, const int64_t *shape, const char *format, ...)
 {
@@ -463,6 +462,10 @@ static void test_products_and_pairs(void **state)
     edit(&in, TEXT, "num_heads", "1024");
     edit(&in, TEXT, "d_kv", "128");
     assert_refused(&in, KN_CORRUPT, TEXT, "num_heads 1024 x d_kv 128 is above 65536");
+    copy_configs(&in);
+    edit(&in, TEXT, "vocab_size", "1");
+    edit(&in, TEXT, "eos_token_id", NULL);
+    assert_refused(&in, KN_CORRUPT, TEXT, "\"eos_token_id\" is missing and its default 1 is outside 0..0");
     copy_configs(&in);
     edit(&in, INDEX, "scheduler", "[\"diffusers\",\"FlowMatchEulerDiscreteScheduler\"]");
     assert_refused(&in, KN_UNSUPPORTED, SAMPLER, "\"_class_name\" is \"UniPCMultistepScheduler\"");

@@ -235,7 +235,7 @@ static void test_alignment_is_of_the_file_position(void **state)
             assert_int_equal(kn_weights_open_file(&weights, folder_file(&in, "t.safetensors")), KN_OK);
             kn_weights_close(&weights);
         } else {
-            char part[64];
+            char part[96];
             snprintf(part, sizeof part, "starts at byte %zu of the file, not a multiple of its 4-byte", base);
             assert_refused(&in, "t.safetensors", KN_CORRUPT, part);
         }

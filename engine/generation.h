@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * One generation: a resumable state machine that advances by slices.
+ *
+ *   text ──► denoise[0] ──► … ──► denoise[steps - 1] ──► decode[0] ──► … ──► decode[t - 1] ──► finish ──► done
+ *
+ *   transition          done by
+ *   text                encode both prompts, build the transformer's keys and values for them
+ *   denoise[i]          one forward (two sequences with guidance), one solver step
+ *   decode[k]           one latent frame: one video frame for k = 0, four for every other, handed to the sink
+ *   finish              the sink closes the file
+ *
+ * Between slices, and nowhere else, a generation can be stopped, saved, packed with
+ * others or left out. A saved generation resumes at the denoise step it had reached;
+ * decoding starts again from its first frame. The bytes are the same either way. */
+#ifndef KN_ENGINE_GENERATION_H
+#define KN_ENGINE_GENERATION_H
+
+#include "engine/model.h"
+#include "engine/request.h"
+
+typedef struct kn_generation kn_generation;
+
+typedef enum kn_slice_kind {
+    KN_SLICE_TEXT,
+    KN_SLICE_DENOISE,
+    KN_SLICE_DECODE,
+    KN_SLICE_FINISH,
+    KN_SLICE_DONE,
+} kn_slice_kind;
+
+typedef struct kn_slice {
+    kn_slice_kind kind;
+    int32_t index, count; /* denoise: step of steps; decode: latent frame of all */
+} kn_slice;
+
+const char *kn_slice_name(kn_slice_kind kind); /* "text", "denoise", "decode", "finish", "done" */
+
+/* Where frames go. planes: host memory, [3, height, width] f32 in 0..1, red first, valid during the call. */
+typedef struct kn_frame_sink {
+    void *context;
+    kn_status (*frame)(void *context, int64_t index, const float *planes);
+    kn_status (*finish)(void *context);
+} kn_frame_sink;
+
+/* Sees intermediate tensors, for dumps and tests. data: host memory, f32, dense. Names: text_positive, text_negative,
+ * noise, velocity (index counts forwards, positive first), latents (index = step). NULL: nobody looks. */
+typedef struct kn_tensor_tap {
+    void *context;
+    kn_status (*tensor)(void *context, const char *name, int64_t index, const float *data, int32_t rank,
+                        const int64_t *shape);
+} kn_tensor_tap;
+
+/* `request` is resolved and copied. The model is kept and must outlive the generation. Allocates the generation's
+ * state. `sink` and `tap` are copied; tap may be NULL. */
+kn_status kn_generation_create(kn_generation **out, kn_model *model, const kn_request *request,
+                               const kn_frame_sink *sink, const kn_tensor_tap *tap);
+void kn_generation_destroy(kn_generation **generation);
+
+const kn_request *kn_generation_request(const kn_generation *generation);
+const kn_schedule *kn_generation_schedule(const kn_generation *generation);
+
+/* The slice kn_generation_step would run. */
+kn_slice kn_generation_next(const kn_generation *generation);
+
+/* Runs the next slice of every generation given: 1 to KN_PACK_SEQUENCES_MAX / 2 of one model, whose next slices are
+ * of one kind. Text and denoise slices run as one pack; the others one after the other. After a failure the
+ * generations may only be destroyed or saved. */
+kn_status kn_generation_step(kn_generation *const *generations, int32_t count);
+
+/* Saves what the slices so far have made (checkpoint.h). Any time between slices. */
+kn_status kn_generation_save(const kn_generation *generation, const char *path);
+
+/* The request a checkpoint was made for. Release it. */
+kn_status kn_generation_saved_request(kn_request *out, const char *path);
+
+/* A generation as it was saved. KN_UNSUPPORTED when the checkpoint belongs to another model, precision or device
+ * tier: the bytes would differ. */
+kn_status kn_generation_resume(kn_generation **out, kn_model *model, const char *path, const kn_frame_sink *sink,
+                               const kn_tensor_tap *tap);
+
+/* A look at what is coming: the first video frame of the current estimate of the clean latents, into host memory
+ * [3, height, width]. After at least one denoise step. Allocates a decoder for the length of the call. */
+kn_status kn_generation_preview(const kn_generation *generation, float *planes);
+
+/* Adds a generation's share to a memory plan: state and workspaces. */
+void kn_generation_bytes(const kn_model *model, const kn_request *request, kn_memory_plan *plan);
+
+#endif
