@@ -1,5 +1,38 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-int main(void)
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+static const struct {
+    const char *name;
+    kn_command_fn *run;
+    const char *help;
+} commands[] = {
+    {"generate", kn_cli_generate, "turn a prompt into a video file"},
+    {"model", kn_cli_model, "inspect a model folder"},
+    {"bench", kn_cli_bench, "measure this machine, the operators and the networks"},
+};
+
+static int print_help(FILE *out)
 {
-    return 0;
+    fputs("usage: kinora COMMAND [OPTIONS]\n\n", out);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+    fputs("\n\"kinora COMMAND --help\" lists a command's options. Version " KN_VERSION ".\n", out);
+    return out == stdout ? 0 : kn_status_exit_code(KN_INVALID);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) return print_help(stderr);
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) return print_help(stdout);
+    if (strcmp(argv[1], "--version") == 0) {
+        puts("kinora " KN_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "kinora: \"%s\" is not a command\n", argv[1]);
+    return print_help(stderr);
 }
