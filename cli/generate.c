@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * kinora generate: one prompt, one file. Opens the model, resolves the request,
+ * runs slices until done; between two slices it looks for an interrupt, saves a
+ * checkpoint and reports. */
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "cli/cli.h"
+#include "cli/dump.h"
+#include "cli/progress.h"
+#include "engine/generation.h"
+#include "engine/media.h"
+
+typedef struct settings {
+    const char *model, *output, *device, *isa, *encoder, *checkpoint, *resume, *dump;
+    kn_precision precision, vae_precision;
+    int32_t threads, crf;
+    double seconds; /* of video; 0: not given */
+    bool json, preview, has_seed, verbose;
+    bool request_given; /* an option that a resumed request fixes already */
+    kn_request request;
+} settings;
+
+typedef struct run {
+    const settings *s;
+    kn_device *device;
+    kn_model *model;
+    kn_request request; /* resolved */
+    kn_memory_plan plan;
+    kn_media_writer *media;
+    kn_generation *generation;
+    kn_dump dump;
+    kn_progress progress;
+    double load_seconds;
+    int64_t previewed_ns;
+} run;
+
+/* ---- options ---- */
+
+static kn_status parse_prompt(const kn_option *option, const char *text)
+{
+    char **out = option->out;
+    kn_free(*out);
+    *out = kn_strdup(text);
+    return *out ? KN_OK : KN_NOMEM;
+}
+
+static kn_status parse_size(const kn_option *option, const char *text)
+{
+    kn_request *r = option->out;
+    int used = 0;
+    if (sscanf(text, "%" SCNd32 "x%" SCNd32 "%n", &r->width, &r->height, &used) != 2 || text[used] || r->width < 1 ||
+        r->height < 1)
+        return kn_fail(KN_INVALID, "--size is \"%s\"; it must be WxH in pixels, such as 832x480", text);
+    return KN_OK;
+}
+
+/* "24", "23.976" or "24000/1001". */
+static kn_status parse_fps(const kn_option *option, const char *text)
+{
+    kn_request *r = option->out;
+    int used = 0;
+    if (sscanf(text, "%" SCNd32 "/%" SCNd32 "%n", &r->fps_numerator, &r->fps_denominator, &used) == 2 && !text[used])
+        return KN_OK;
+    double value;
+    kn_status st = kn_cli_double(&(kn_option){.name = option->name, .out = &value}, text);
+    if (st != KN_OK) return st;
+    if (!(value > 0.0 && value <= KN_FPS_MAX))
+        return kn_fail(KN_INVALID, "--fps is \"%s\"; it must be above 0 and at most %d", text, KN_FPS_MAX);
+    r->fps_denominator = value == floor(value) ? 1 : 1000;
+    r->fps_numerator = (int32_t)lround(value * r->fps_denominator);
+    return KN_OK;
+}
+
+static kn_status parse_sampler(const kn_option *option, const char *text)
+{
+    kn_request *r = option->out;
+    if (strcmp(text, "unipc") != 0 && strcmp(text, "euler") != 0)
+        return kn_fail(KN_INVALID, "--sampler is \"%s\"; it must be unipc or euler", text);
+    r->sampler = strcmp(text, "euler") == 0 ? KN_SAMPLER_EULER : KN_SAMPLER_UNIPC;
+    r->has_sampler = true;
+    return KN_OK;
+}
+
+static kn_status parse_sigmas(const kn_option *option, const char *text)
+{
+    kn_request *r = option->out;
+    r->sigma_count = 0;
+    for (const char *at = text;; at++) {
+        char *end;
+        if (r->sigma_count == KN_STEPS_MAX) return kn_fail(KN_INVALID, "--sigmas has more than %d values", KN_STEPS_MAX);
+        r->sigmas[r->sigma_count++] = strtod(at, &end);
+        if (end == at || (*end && *end != ','))
+            return kn_fail(KN_INVALID, "--sigmas is \"%s\"; it must be numbers separated by commas", text);
+        if (!*end) return KN_OK;
+        at = end;
+    }
+}
+
+static kn_status parse_precision(const kn_option *option, const char *text)
+{
+    static const char *const names[] = {"auto", "float32", "bfloat16"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(text, names[i]) == 0) {
+            *(kn_precision *)option->out = (kn_precision)i;
+            return KN_OK;
+        }
+    return kn_fail(KN_INVALID, "--%s is \"%s\"; it must be auto, float32 or bfloat16", option->name, text);
+}
+
+static kn_status parse_settings(settings *s, int argc, char **argv)
+{
+    kn_request *r = &s->request;
+    bool *fixed = &s->request_given;
+    const kn_option options[] = {
+        {"model", 'm', "DIR", "model folder in diffusers layout (required)", kn_cli_text, &s->model, NULL},
+        {"prompt", 'p', "TEXT", "what to show (required unless resuming)", parse_prompt, &r->prompt, fixed},
+        {"negative-prompt", 'n', "TEXT", "what to avoid; default none", parse_prompt, &r->negative_prompt, fixed},
+        {"size", 0, "WxH", "pixels; rounded down to a multiple of 16", parse_size, r, fixed},
+        {"frames", 0, "N", "video frames; rounded to 4n + 1", kn_cli_int32, &r->frames, fixed},
+        {"seconds", 0, "S", "length instead of frames", kn_cli_double, &s->seconds, fixed},
+        {"fps", 0, "R", "frames per second: 16, 23.976 or 24000/1001", parse_fps, r, fixed},
+        {"steps", 0, "N", "denoise steps", kn_cli_int32, &r->steps, fixed},
+        {"guidance", 'g', "G", "guidance scale; 1 or less switches it off", kn_cli_double, &r->guidance, fixed},
+        {"seed", 's', "N", "default: a random one, which is reported", kn_cli_uint64, &r->seed, &s->has_seed},
+        {"sampler", 0, "NAME", "unipc or euler; default the model's", parse_sampler, r, fixed},
+        {"shift", 0, "X", "shift of the noise levels", kn_cli_double, &r->shift, fixed},
+        {"sigmas", 0, "A,B,C", "explicit noise levels, decreasing, in (0, 1]", parse_sigmas, r, fixed},
+        {"precision", 0, "TYPE", "auto, float32 or bfloat16", parse_precision, &s->precision, NULL},
+        {"vae-precision", 0, "TYPE", "the same for the autoencoder; auto is float32", parse_precision,
+         &s->vae_precision, NULL},
+        {"device", 0, "NAME", "cpu", kn_cli_text, &s->device, NULL},
+        {"threads", 0, "N", "CPU threads; default all cores", kn_cli_int32, &s->threads, NULL},
+        {"isa", 0, "TIER", "highest CPU tier: ref, avx2, avx512, avx512bf16", kn_cli_text, &s->isa, NULL},
+        {"output", 'o', "FILE", "out.mp4, .webm, .gif or frame-%04d.png; default out.mp4", kn_cli_text, &s->output,
+         NULL},
+        {"encoder", 0, "NAME", "video encoder; default the container's first available", kn_cli_text, &s->encoder,
+         NULL},
+        {"crf", 0, "N", "quality on the encoder's own scale", kn_cli_int32, &s->crf, NULL},
+        {"checkpoint", 0, "FILE", "save the state here after every denoise step", kn_cli_text, &s->checkpoint, NULL},
+        {"resume", 0, "FILE", "go on from a checkpoint; its request stands", kn_cli_text, &s->resume, NULL},
+        {"dump", 0, "FILE", "write intermediate tensors (safetensors)", kn_cli_text, &s->dump, NULL},
+        {"preview", 0, NULL, "keep a PNG of the first frame up to date beside the output", kn_cli_switch, &s->preview,
+         NULL},
+        {"json", 0, NULL, "JSON lines on standard output", kn_cli_switch, &s->json, NULL},
+        {"verbose", 'v', NULL, "more messages", kn_cli_switch, &s->verbose, NULL},
+    };
+    return kn_cli_parse(argc, argv, options, sizeof options / sizeof *options,
+                        "generate --model DIR --prompt TEXT [OPTIONS]", NULL, 0, NULL);
+}
+
+static kn_status check_settings(settings *s)
+{
+    if (!s->model) return kn_fail(KN_INVALID, "--model is missing");
+    if (!s->output) s->output = "out.mp4";
+    if (!s->device) s->device = "cpu";
+    if (s->resume) {
+        if (s->request_given || s->has_seed)
+            return kn_fail(KN_INVALID, "--resume continues a saved request; only output and device options go with it");
+        if (s->dump) return kn_fail(KN_INVALID, "--dump needs every step and does not go with --resume");
+        if (!s->checkpoint) s->checkpoint = s->resume;
+        return KN_OK;
+    }
+    if (!s->request.prompt) return kn_fail(KN_INVALID, "--prompt is missing");
+    if (s->seconds != 0.0 && s->request.frames != 0)
+        return kn_fail(KN_INVALID, "--frames and --seconds say the same; give one");
+    if (s->seconds < 0.0 || s->seconds > 3600.0)
+        return kn_fail(KN_INVALID, "--seconds is %g; it must be above 0 and at most 3600", s->seconds);
+    if (!s->has_seed && getrandom(&s->request.seed, sizeof(uint32_t), 0) != sizeof(uint32_t))
+        return kn_fail(KN_IO, "no random seed could be had; give --seed");
+    return KN_OK;
+}
+
+/* ---- sinks ---- */
+
+static kn_status on_frame(void *context, int64_t index, const float *planes)
+{
+    kn_status st = KN_OK;
+    run *r = context;
+    const int64_t plane = (int64_t)r->request.width * r->request.height;
+    KN_TRY(kn_media_write(r->media, planes, plane));
+    if (r->s->dump) KN_TRY(kn_dump_frame(&r->dump, index, planes));
+fail:
+    return st;
+}
+
+static kn_status on_finish(void *context)
+{
+    run *r = context;
+    return kn_media_finish(&r->media);
+}
+
+/* ---- set-up ---- */
+
+static kn_status open_model(run *r)
+{
+    kn_status st = KN_OK;
+    const settings *s = r->s;
+    const int64_t start = kn_clock_ns();
+    KN_TRY(kn_device_open(&r->device, &(kn_device_params){.name = s->device, .threads = s->threads, .isa = s->isa}));
+    KN_TRY(kn_model_open(&r->model, &(kn_model_params){.directory = s->model, .device = r->device,
+                                                       .precision = s->precision,
+                                                       .vae_precision = s->vae_precision}));
+    r->load_seconds = kn_clock_seconds(kn_clock_ns() - start);
+fail:
+    return st;
+}
+
+static void print_note(const run *r, const char *text)
+{
+    if (r->s->json) {
+        printf("{\"event\":\"note\",\"message\":");
+        kn_cli_put_json_string(stdout, text);
+        printf("}\n");
+    } else {
+        fprintf(stderr, "note: %s\n", text);
+    }
+}
+
+static kn_status resolve(run *r)
+{
+    kn_status st = KN_OK;
+    settings *s = (settings *)(uintptr_t)r->s;
+    kn_request_notes notes = {0};
+    if (s->resume) {
+        KN_TRY(kn_generation_saved_request(&r->request, s->resume));
+    } else {
+        r->request = s->request; /* takes the strings */
+        s->request.prompt = s->request.negative_prompt = NULL;
+    }
+    if (s->seconds > 0.0) {
+        kn_request rate = r->request; /* the rate may be the model's default */
+        rate.frames = 1;
+        rate.negative_prompt = NULL;
+        KN_TRY(kn_request_resolve(&rate, kn_model_repository(r->model), NULL));
+        kn_free(rate.negative_prompt);
+        double frames = s->seconds * rate.fps_numerator / rate.fps_denominator;
+        r->request.frames = frames < 1.0 ? 1 : frames > INT32_MAX ? INT32_MAX : (int32_t)lround(frames);
+    }
+    KN_TRY(kn_request_resolve(&r->request, kn_model_repository(r->model), &notes));
+    for (int i = 0; i < notes.count; i++) print_note(r, notes.text[i]);
+fail:
+    return st;
+}
+
+static kn_status open_media(run *r)
+{
+    kn_status st = KN_OK;
+    const settings *s = r->s;
+    const char *name = strrchr(s->model, '/') && strrchr(s->model, '/')[1] ? strrchr(s->model, '/') + 1 : s->model;
+    char *comment = kn_format("Kinora " KN_VERSION ", model %s, seed %" PRIu64 ", %d steps, guidance %g", name,
+                              r->request.seed, r->request.steps, r->request.guidance);
+    if (!comment) return KN_NOMEM;
+    const kn_media_params params = {.path = s->output, .encoder = s->encoder, .width = r->request.width,
+                                    .height = r->request.height, .fps_numerator = r->request.fps_numerator,
+                                    .fps_denominator = r->request.fps_denominator, .crf = s->crf,
+                                    .title = r->request.prompt, .comment = comment};
+    KN_TRY(kn_model_plan(r->model, &r->request, kn_media_bytes(&params), &r->plan));
+    KN_TRY(kn_media_open(&r->media, &params));
+fail:
+    kn_free(comment);
+    return st;
+}
+
+static kn_status open_generation(run *r)
+{
+    kn_status st = KN_OK;
+    const settings *s = r->s;
+    const kn_frame_sink sink = {.context = r, .frame = on_frame, .finish = on_finish};
+    if (s->resume) return kn_generation_resume(&r->generation, r->model, s->resume, &sink, NULL);
+    kn_tensor_tap tap = {0};
+    if (s->dump) {
+        KN_TRY(kn_dump_create(&r->dump, &r->request, kn_model_repository(r->model)));
+        tap = kn_dump_tap(&r->dump);
+    }
+    KN_TRY(kn_generation_create(&r->generation, r->model, &r->request, &sink, &tap));
+fail:
+    return st;
+}
+
+static const char *type_name(kn_dtype dtype)
+{
+    return dtype == KN_BF16 ? "bfloat16" : "float32";
+}
+
+static kn_status print_start(const run *r)
+{
+    kn_status st = KN_OK;
+    kn_device_info info;
+    char *request = NULL, planned[16];
+    const kn_request *q = &r->request;
+    kn_device_describe(r->device, &info);
+    if (r->s->json) {
+        KN_TRY(kn_request_to_json(&request, q));
+        printf("{\"event\":\"start\",\"version\":\"" KN_VERSION "\",\"device\":\"%s\",\"tier\":\"%s\",\"threads\":%d,"
+               "\"precision\":\"%s\",\"vae_precision\":\"%s\",\"planned_bytes\":%" PRIu64 ",\"request\":%s}\n",
+               info.name, info.tier, info.threads, type_name(kn_model_compute(r->model, KN_TRANSFORMER)),
+               type_name(kn_model_compute(r->model, KN_VAE)), r->plan.peak, request);
+        fflush(stdout);
+    } else {
+        fprintf(stderr, "%s: %s, %s, %d thread%s, %s\n", info.name, info.description, info.tier, info.threads,
+                info.threads == 1 ? "" : "s", type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
+        fprintf(stderr, "%dx%d, %d frames at %g fps, %d steps, guidance %g, seed %" PRIu64 "; memory planned %s\n",
+                q->width, q->height, q->frames, (double)q->fps_numerator / q->fps_denominator, q->steps, q->guidance,
+                q->seed, kn_cli_bytes(planned, r->plan.peak));
+    }
+fail:
+    kn_free(request);
+    return st;
+}
+
+/* ---- the run ---- */
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number)
+{
+    interrupted = number;
+}
+
+/* The first interrupt is taken between slices; a second one ends the process at once. */
+static void catch_interrupts(void)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+/* out.mp4 -> out.mp4.preview.png, at most every two seconds. */
+static kn_status write_preview(run *r, kn_slice slice)
+{
+    kn_status st = KN_OK;
+    const int64_t now = kn_clock_ns();
+    const bool last = slice.index + 1 == slice.count;
+    if (!last && r->previewed_ns != 0 && now - r->previewed_ns < INT64_C(2000000000)) return KN_OK;
+    r->previewed_ns = now;
+    const int64_t plane = (int64_t)r->request.width * r->request.height;
+    float *planes = kn_alloc_array((size_t)plane * 3, sizeof *planes);
+    char *path = kn_format("%s.preview.png", r->s->output);
+    if (!planes || !path) {
+        st = KN_NOMEM;
+        goto fail;
+    }
+    KN_TRY(kn_generation_preview(r->generation, planes));
+    KN_TRY(kn_media_write_png(path, planes, plane, r->request.width, r->request.height));
+fail:
+    kn_free(planes);
+    kn_free(path);
+    return st;
+}
+
+static kn_status stop_here(run *r)
+{
+    kn_progress_break(&r->progress);
+    if (r->s->checkpoint)
+        return kn_fail(KN_CANCELLED, "interrupted; to go on: kinora generate --model %s --resume %s -o %s", r->s->model,
+                       r->s->checkpoint, r->s->output);
+    return kn_fail(KN_CANCELLED, "interrupted; nothing was kept (--checkpoint FILE would keep the steps done)");
+}
+
+static kn_status run_slices(run *r)
+{
+    kn_status st = KN_OK;
+    for (kn_slice slice; (slice = kn_generation_next(r->generation)).kind != KN_SLICE_DONE;) {
+        const int64_t start = kn_clock_ns();
+        KN_TRY(kn_generation_step(&r->generation, 1));
+        const double seconds = kn_clock_seconds(kn_clock_ns() - start);
+        if (r->s->checkpoint && (slice.kind == KN_SLICE_TEXT || slice.kind == KN_SLICE_DENOISE))
+            KN_TRY(kn_generation_save(r->generation, r->s->checkpoint));
+        kn_cli_resident_peak();
+        kn_progress_slice(&r->progress, slice, seconds);
+        if (r->s->preview && slice.kind == KN_SLICE_DENOISE) KN_TRY(write_preview(r, slice));
+        if (interrupted && slice.kind != KN_SLICE_FINISH) return stop_here(r);
+    }
+    if (r->s->dump) KN_TRY(kn_dump_write(&r->dump, r->s->dump));
+fail:
+    kn_progress_break(&r->progress);
+    return st;
+}
+
+static void print_end(const run *r)
+{
+    const kn_progress *p = &r->progress;
+    const kn_mem_stats memory = kn_mem_read();
+    const uint64_t resident = kn_cli_resident_peak();
+    if (r->s->json) {
+        printf("{\"event\":\"done\",\"output\":");
+        kn_cli_put_json_string(stdout, r->s->output);
+        printf(",\"frames\":%d,\"seed\":%" PRIu64 ",\"seconds\":{\"load\":%.6f", r->request.frames, r->request.seed,
+               r->load_seconds);
+        for (int i = 0; i < KN_SLICE_DONE; i++) printf(",\"%s\":%.6f", kn_slice_name((kn_slice_kind)i), p->seconds[i]);
+        printf("},\"planned_bytes\":%" PRIu64 ",\"peak_bytes\":%" PRIu64 ",\"resident_peak_bytes\":%" PRIu64 "}\n",
+               r->plan.peak, memory.peak_bytes, resident);
+        fflush(stdout);
+        return;
+    }
+    char planned[16], peak[16], held[16];
+    fprintf(stderr, "load %.2f s", r->load_seconds);
+    for (int i = 0; i < KN_SLICE_DONE; i++)
+        if (p->slices[i] > 0) fprintf(stderr, ", %s %.2f s", kn_slice_name((kn_slice_kind)i), p->seconds[i]);
+    fprintf(stderr, "; memory planned %s, allocated %s, resident %s\n", kn_cli_bytes(planned, r->plan.peak),
+            kn_cli_bytes(peak, memory.peak_bytes), kn_cli_bytes(held, resident));
+    printf("%s\n", r->s->output);
+}
+
+static kn_status generate(run *r)
+{
+    kn_status st = KN_OK;
+    KN_TRY(open_model(r));
+    KN_TRY(resolve(r));
+    KN_TRY(open_media(r));
+    KN_TRY(print_start(r));
+    KN_TRY(open_generation(r));
+    catch_interrupts();
+    KN_TRY(run_slices(r));
+    print_end(r);
+fail:
+    kn_generation_destroy(&r->generation);
+    kn_media_abandon(&r->media);
+    kn_dump_destroy(&r->dump);
+    kn_request_release(&r->request);
+    kn_model_close(&r->model);
+    kn_device_close(&r->device);
+    return st;
+}
+
+int kn_cli_generate(int argc, char **argv)
+{
+    kn_status st;
+    settings s = {.request = kn_request_empty()};
+    st = parse_settings(&s, argc, argv);
+    if (st == KN_CANCELLED) { /* --help */
+        kn_request_release(&s.request);
+        return 0;
+    }
+    kn_log_configure(s.verbose ? KN_LOG_DEBUG : KN_LOG_WARNING, s.json);
+    if (st == KN_OK) st = check_settings(&s);
+    if (st == KN_OK) {
+        run r = {.s = &s, .request = kn_request_empty(), .progress = kn_progress_start(s.json)};
+        st = generate(&r);
+    }
+    kn_request_release(&s.request);
+    return kn_cli_end(st, s.json);
+}

@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The shapes: a transformer of width 1536 with 12 heads of 128 and a feed-forward
+ * of 8960, at 1950 and 3510 tokens (5 and 9 latent frames of 240x416 pixels); its
+ * VAE of base width 96; a text encoder of width 4096. */
+#include <math.h>
+
+#include "tests/checkops/bench.h"
+
+enum { WIDTH = 1536, HEADS = 12, HEAD_DIM = 128, FEED = 8960, TOKENS = 1950, TOKENS_LONG = 3510, TEXT = 512 };
+
+static double matrix_bytes(const kn_matrix *m)
+{
+    return (double)m->rows * (double)m->cols * (double)kn_dtype_bytes(m->dtype);
+}
+
+static double frame_bytes(const kn_frame *f)
+{
+    return (double)f->height * f->width * f->channels * (double)kn_dtype_bytes(f->dtype);
+}
+
+/* ---- gemm ---- */
+
+typedef struct gemm_shape {
+    int64_t m, n, k;
+    const char *what;
+    kn_activation activation;
+    bool residual, plain;
+} gemm_shape;
+
+static kn_status prepare_gemm(bench *b, const bench_tier *tier, void *opaque)
+{
+    kn_gemm_args *args = opaque;
+    const kn_ops *ops = kn_device_ops(tier->device);
+    kn_weight *prepared = bench_block(b, sizeof *prepared);
+    void *memory = bench_block(b, ops->weight_bytes(args->w->n, args->w->k, args->w->compute));
+    if (!prepared || !memory) return b->status;
+    kn_status st = ops->weight_prepare(tier->stream, prepared, memory, args->w, args->w->compute);
+    args->w = prepared;
+    return st;
+}
+
+static void bench_one_gemm(bench *b, const gemm_shape *s, kn_dtype dtype)
+{
+    kn_matrix w = bench_matrix(b, s->n, s->k, dtype);
+    kn_weight weight = {.data = w.data, .n = s->n, .k = s->k, .dtype = dtype, .compute = dtype};
+    kn_gemm_args args = {.out = bench_matrix(b, s->m, s->n, dtype),
+                         .a = bench_matrix(b, s->m, s->k, dtype),
+                         .w = &weight,
+                         .bias = bench_vector(b, s->n),
+                         .activation = s->activation};
+    if (s->residual) {
+        args.residual = args.out;
+        args.gate = (kn_row_table){.data = bench_vector(b, s->n), .stride = s->n};
+    }
+    bench_measure(b,
+                  &(bench_case){.call = check_call_gemm,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .prepare = s->plain ? NULL : prepare_gemm,
+                                .operations = 2 * (double)s->m * (double)s->n * (double)s->k,
+                                .bytes = matrix_bytes(&w) + matrix_bytes(&args.a) +
+                                         matrix_bytes(&args.out) * (s->residual ? 2 : 1),
+                                .compute = dtype},
+                  "%lld x %lld x %lld, %s", (long long)s->m, (long long)s->n, (long long)s->k, s->what);
+    if (!s->plain && s->m > 1) bench_peer_gemm(b, s->m, s->n, s->k, dtype);
+}
+
+void bench_gemm(bench *b)
+{
+    const gemm_shape shapes[] = {
+        {.m = TOKENS, .n = WIDTH, .k = WIDTH, .what = "query"},
+        {.m = TOKENS, .n = FEED, .k = WIDTH, .what = "feed in, gelu", .activation = KN_ACT_GELU_TANH},
+        {.m = TOKENS, .n = WIDTH, .k = FEED, .what = "feed out, gated", .residual = true},
+        {.m = TOKENS_LONG, .n = WIDTH, .k = WIDTH, .what = "query"},
+        {.m = TOKENS, .n = WIDTH, .k = WIDTH, .what = "plain weight", .plain = true},
+        {.m = 1, .n = 6 * WIDTH, .k = WIDTH, .what = "time projection"},
+    };
+    for (int i = 0; i < CHECK_COUNT(shapes); i++) {
+        bench_one_gemm(b, &shapes[i], KN_F32);
+        bench_one_gemm(b, &shapes[i], KN_BF16);
+    }
+}
+
+/* ---- attention ---- */
+
+static kn_status prepare_attention(bench *b, const bench_tier *tier, void *opaque)
+{
+    kn_attention_args *args = opaque;
+    args->workspace = bench_block(b, kn_device_ops(tier->device)->attention_workspace(args));
+    return b->status;
+}
+
+static void bench_one_attention(bench *b, int32_t queries, int32_t keys, kn_dtype dtype, const char *what)
+{
+    const int32_t q_offsets[] = {0, queries}, k_offsets[] = {0, keys};
+    const float tail = 5;
+    kn_attention_args args = {.out = bench_matrix(b, queries, WIDTH, dtype),
+                              .q = bench_matrix(b, queries, WIDTH, dtype),
+                              .k = bench_matrix(b, keys, WIDTH, dtype),
+                              .v = bench_matrix(b, keys, WIDTH, dtype),
+                              .heads = HEADS,
+                              .head_dim = HEAD_DIM,
+                              .scale = (float)(1 / sqrt(HEAD_DIM)),
+                              .sequences = 1,
+                              .q_offsets = q_offsets,
+                              .k_offsets = k_offsets,
+                              .tail_log_weight = queries == keys ? NULL : &tail};
+    bench_measure(b,
+                  &(bench_case){.call = check_call_attention,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .prepare = prepare_attention,
+                                .operations = 4.0 * queries * keys * WIDTH,
+                                .bytes = 2 * matrix_bytes(&args.q) + 2 * matrix_bytes(&args.k),
+                                .compute = dtype},
+                  "%d x %d, %d x %d, %s", queries, keys, HEADS, HEAD_DIM, what);
+}
+
+void bench_attention(bench *b)
+{
+    for (kn_dtype dtype = KN_F32; dtype <= KN_BF16; dtype++) {
+        bench_one_attention(b, TOKENS, TOKENS, dtype, "self");
+        bench_one_attention(b, TOKENS_LONG, TOKENS_LONG, dtype, "self");
+        bench_one_attention(b, TOKENS, 40, dtype, "text with tail");
+    }
+}
+
+/* ---- norms ---- */
+
+void bench_layernorm(bench *b)
+{
+    for (kn_dtype out = KN_F32; out <= KN_BF16; out++) {
+        kn_layernorm_args args = {.out = bench_matrix(b, TOKENS, WIDTH, out),
+                                  .x = bench_matrix(b, TOKENS, WIDTH, KN_F32),
+                                  .eps = 1e-6f,
+                                  .scale = {.data = bench_vector(b, WIDTH), .stride = WIDTH},
+                                  .shift = {.data = bench_vector(b, WIDTH), .stride = WIDTH}};
+        bench_measure(b,
+                      &(bench_case){.call = check_call_layernorm,
+                                    .args = &args,
+                                    .args_bytes = sizeof args,
+                                    .bytes = matrix_bytes(&args.x) + matrix_bytes(&args.out),
+                                    .compute = out},
+                      "%d x %d, modulated", TOKENS, WIDTH);
+    }
+}
+
+void bench_rmsnorm(bench *b)
+{
+    for (kn_dtype dtype = KN_F32; dtype <= KN_BF16; dtype++) {
+        kn_matrix x = bench_matrix(b, TOKENS, WIDTH, dtype);
+        kn_rmsnorm_args args = {.out = x, .x = x, .weight = bench_vector(b, WIDTH), .eps = 1e-6f};
+        args.rope = (kn_rope){
+            .table = {bench_vector(b, 64 * 22 * 2), bench_vector(b, 64 * 21 * 2), bench_vector(b, 64 * 21 * 2)},
+            .pairs = {22, 21, 21},
+            .head_dim = HEAD_DIM};
+        kn_position *positions = bench_block(b, TOKENS * sizeof *positions);
+        for (int i = 0; positions && i < TOKENS; i++)
+            positions[i] = (kn_position){{(uint16_t)(i / 390), (uint16_t)(i % 390 / 26), (uint16_t)(i % 26)}};
+        args.rope.positions = positions;
+        bench_measure(b,
+                      &(bench_case){.call = check_call_rmsnorm,
+                                    .args = &args,
+                                    .args_bytes = sizeof args,
+                                    .bytes = 2 * matrix_bytes(&x),
+                                    .compute = dtype},
+                      "%d x %d, rope, in place", TOKENS, WIDTH);
+    }
+}
+
+void bench_channel_norm(bench *b)
+{
+    const int32_t shapes[][3] = {{240, 416, 96}, {120, 208, 192}, {30, 52, 384}};
+    for (int i = 0; i < CHECK_COUNT(shapes); i++) {
+        const int32_t *s = shapes[i];
+        kn_channel_norm_args args = {.out = bench_frame(b, s[0], s[1], s[2], 1, i == 0 ? KN_F32 : KN_BF16),
+                                     .x = bench_frame(b, s[0], s[1], s[2], 0, KN_F32),
+                                     .gamma = bench_vector(b, s[2]),
+                                     .silu = true};
+        bench_measure(b,
+                      &(bench_case){.call = check_call_channel_norm,
+                                    .args = &args,
+                                    .args_bytes = sizeof args,
+                                    .bytes = frame_bytes(&args.x) + frame_bytes(&args.out),
+                                    .compute = args.out.dtype},
+                      "%d x %d x %d, silu", s[0], s[1], s[2]);
+    }
+}
+
+/* ---- rows ---- */
+
+void bench_silu(bench *b)
+{
+    kn_silu_args args = {.out = bench_matrix(b, TOKENS, WIDTH, KN_F32), .x = bench_matrix(b, TOKENS, WIDTH, KN_F32)};
+    bench_measure(
+        b,
+        &(bench_case){
+            .call = check_call_silu, .args = &args, .args_bytes = sizeof args, .bytes = 2 * matrix_bytes(&args.x)},
+        "%d x %d", TOKENS, WIDTH);
+}
+
+void bench_gated_gelu(bench *b)
+{
+    for (kn_dtype dtype = KN_F32; dtype <= KN_BF16; dtype++) {
+        kn_gated_gelu_args args = {.a = bench_matrix(b, TEXT, 10240, dtype), .b = bench_matrix(b, TEXT, 10240, dtype)};
+        args.out = args.a;
+        bench_measure(b,
+                      &(bench_case){.call = check_call_gated_gelu,
+                                    .args = &args,
+                                    .args_bytes = sizeof args,
+                                    .bytes = 3 * matrix_bytes(&args.a),
+                                    .compute = dtype},
+                      "%d x %d, in place", TEXT, 10240);
+    }
+}
+
+void bench_embed(bench *b)
+{
+    kn_embed_args args = {.out = bench_matrix(b, TEXT, 4096, KN_F32), .table = bench_matrix(b, 8192, 4096, KN_BF16)};
+    int32_t *ids = bench_block(b, TEXT * sizeof *ids);
+    for (int32_t i = 0; ids && i < TEXT; i++) ids[i] = i * 2731 % 8192;
+    args.ids = ids;
+    bench_measure(
+        b,
+        &(bench_case){
+            .call = check_call_embed, .args = &args, .args_bytes = sizeof args, .bytes = 1.5 * matrix_bytes(&args.out)},
+        "%d x %d from bf16", TEXT, 4096);
+}
+
+void bench_add_table(bench *b)
+{
+    kn_matrix x = bench_matrix(b, TOKENS, 6 * WIDTH, KN_F32);
+    kn_add_table_args args = {.out = x, .x = x, .table = bench_vector(b, 6 * WIDTH)};
+    bench_measure(
+        b,
+        &(bench_case){
+            .call = check_call_add_table, .args = &args, .args_bytes = sizeof args, .bytes = 2 * matrix_bytes(&x)},
+        "%d x %d, in place", TOKENS, 6 * WIDTH);
+}
+
+void bench_timestep_embed(bench *b)
+{
+    kn_timestep_embed_args args = {.out = bench_matrix(b, 2, 256, KN_F32), .timesteps = bench_vector(b, 2)};
+    bench_measure(b,
+                  &(bench_case){.call = check_call_timestep_embed,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .bytes = matrix_bytes(&args.out)},
+                  "%d x %d", 2, 256);
+}
+
+void bench_patchify(bench *b)
+{
+    kn_patchify_args args = {.channels = 16, .t = 5, .h = 30, .w = 52};
+    args.latent = bench_vector(b, 16 * 5 * 30 * 52);
+    args.out = bench_matrix(b, TOKENS, 64, KN_F32);
+    bench_measure(b,
+                  &(bench_case){.call = check_call_patchify,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .bytes = 2 * matrix_bytes(&args.out)},
+                  "16 x 5 x 30 x 52");
+}
+
+void bench_unpatchify(bench *b)
+{
+    kn_unpatchify_args args = {.channels = 16, .t = 5, .h = 30, .w = 52};
+    args.x = bench_matrix(b, TOKENS, 64, KN_F32);
+    args.latent = bench_matrix(b, TOKENS, 64, KN_F32).data;
+    bench_measure(b,
+                  &(bench_case){.call = check_call_unpatchify,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .bytes = 2 * matrix_bytes(&args.x)},
+                  "16 x 5 x 30 x 52");
+}
+
+void bench_lincomb(bench *b)
+{
+    const int64_t count = (int64_t)16 * 21 * 60 * 104;
+    kn_lincomb_args args = {.count = count, .terms = 4, .coefficient = {0.5f, 0.25f, -0.125f, 1}};
+    args.out = bench_matrix(b, 1, count, KN_F32).data;
+    for (int i = 0; i < args.terms; i++) args.x[i] = bench_vector(b, count);
+    bench_measure(
+        b,
+        &(bench_case){
+            .call = check_call_lincomb, .args = &args, .args_bytes = sizeof args, .bytes = 5.0 * (double)count * 4},
+        "4 terms of 16 x 21 x 60 x 104");
+}
+
+/* ---- VAE ---- */
+
+typedef struct conv_shape {
+    int32_t height, width, channels, n, kt; /* of the output */
+    kn_conv_mode mode;
+} conv_shape;
+
+static kn_status prepare_conv(bench *b, const bench_tier *tier, void *opaque)
+{
+    kn_conv_args *args = opaque;
+    const kn_ops *ops = kn_device_ops(tier->device);
+    kn_weight *prepared = bench_block(b, sizeof *prepared);
+    void *memory = bench_block(b, ops->conv_weight_bytes(args));
+    if (!prepared || !memory) return b->status;
+    kn_status st = ops->conv_weight_prepare(tier->stream, prepared, memory, args->w, args);
+    args->w = prepared;
+    return st;
+}
+
+static void bench_one_conv(bench *b, const conv_shape *s, kn_dtype dtype)
+{
+    static const char *const modes[] = {"same", "down", "up"};
+    const int64_t k = (int64_t)s->kt * 9 * s->channels;
+    int32_t height = s->height, width = s->width;
+    if (s->mode == KN_CONV_DOWN) {
+        height *= 2;
+        width *= 2;
+    } else if (s->mode == KN_CONV_UP_NEAREST) {
+        height /= 2;
+        width /= 2;
+    }
+    kn_matrix w = bench_matrix(b, s->n, k, dtype);
+    kn_weight weight = {.data = w.data, .n = s->n, .k = k, .dtype = dtype, .compute = dtype};
+    kn_conv_args args = {.out = bench_frame(b, s->height, s->width, s->n, 0, KN_F32),
+                         .kt = s->kt,
+                         .kh = 3,
+                         .kw = 3,
+                         .mode = s->mode,
+                         .w = &weight,
+                         .bias = bench_vector(b, s->n)};
+    for (int32_t t = 0; t < s->kt; t++) args.in[t] = bench_frame(b, height, width, s->channels, 1, dtype);
+    /* Enlarging needs four products per output and channel pair, not nine: taps that meet the same pixel add up. */
+    const double products = s->mode == KN_CONV_UP_NEAREST ? 4.0 * s->channels : (double)k;
+    bench_measure(b,
+                  &(bench_case){.call = check_call_conv,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .prepare = prepare_conv,
+                                .operations = 2.0 * s->height * s->width * s->n * products,
+                                .bytes = s->kt * frame_bytes(&args.in[0]) + frame_bytes(&args.out) + matrix_bytes(&w),
+                                .compute = dtype},
+                  "%s %d x %d, %d to %d, %dx3x3", modes[s->mode], s->height, s->width, s->channels, s->n, s->kt);
+}
+
+void bench_conv(bench *b)
+{
+    const conv_shape shapes[] = {
+        {240, 416, 96, 96, 3, KN_CONV_SAME}, {120, 208, 192, 192, 3, KN_CONV_SAME},
+        {30, 52, 384, 384, 3, KN_CONV_SAME}, {240, 416, 192, 96, 1, KN_CONV_UP_NEAREST},
+        {120, 208, 96, 96, 1, KN_CONV_DOWN}, {240, 416, 96, 3, 3, KN_CONV_SAME},
+    };
+    for (int i = 0; i < CHECK_COUNT(shapes); i++) {
+        bench_one_conv(b, &shapes[i], KN_F32);
+        bench_one_conv(b, &shapes[i], KN_BF16);
+    }
+}
+
+void bench_frame_pack(bench *b)
+{
+    kn_frame_pack_args args = {.out = bench_frame(b, 240, 416, 3, 1, KN_F32),
+                               .planes = bench_vector(b, 3 * 240 * 416),
+                               .plane_stride = 240 * 416};
+    bench_measure(b,
+                  &(bench_case){.call = check_call_frame_pack,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .bytes = 2 * frame_bytes(&args.out)},
+                  "240 x 416 x 3");
+}
+
+void bench_frame_unpack(bench *b)
+{
+    kn_frame_unpack_args args = {.x = bench_frame(b, 240, 416, 3, 0, KN_F32),
+                                 .planes = bench_matrix(b, 3, 240 * 416, KN_F32).data,
+                                 .plane_stride = 240 * 416,
+                                 .low = -1,
+                                 .high = 1};
+    bench_measure(b,
+                  &(bench_case){.call = check_call_frame_unpack,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .bytes = 2 * frame_bytes(&args.x)},
+                  "240 x 416 x 3, clamped");
+}
