@@ -8,7 +8,7 @@
  * KN_TRY and release what they hold behind a single `fail:` label.
  *
  * The description is kept per thread, like errno; it stays until the next
- * kn_fail() on that thread. kn_pool carries it from a worker to the caller.
+ * kn_fail() on that thread.
  */
 #ifndef KN_BASE_STATUS_H
 #define KN_BASE_STATUS_H

@@ -36,6 +36,7 @@ typedef struct run {
     kn_model *model;
     kn_request request; /* resolved */
     kn_memory_plan plan;
+    uint64_t media_bytes; /* what the video encoder is expected to hold */
     kn_media_writer *media;
     kn_generation *generation;
     kn_dump dump;
@@ -264,7 +265,8 @@ static kn_status open_media(run *r)
                                     .height = r->request.height, .fps_numerator = r->request.fps_numerator,
                                     .fps_denominator = r->request.fps_denominator, .crf = s->crf,
                                     .title = r->request.prompt, .comment = comment};
-    KN_TRY(kn_model_plan(r->model, &r->request, kn_media_bytes(&params), &r->plan));
+    KN_TRY(kn_model_plan(r->model, &r->request, &r->plan));
+    r->media_bytes = kn_media_bytes(&params);
     KN_TRY(kn_media_open(&r->media, &params));
 fail:
     kn_free(comment);
@@ -296,22 +298,22 @@ static kn_status print_start(const run *r)
 {
     kn_status st = KN_OK;
     kn_device_info info;
-    char *request = NULL, planned[16];
+    char *request = NULL, planned[16], media[16];
     const kn_request *q = &r->request;
     kn_device_describe(r->device, &info);
     if (r->s->json) {
         KN_TRY(kn_request_to_json(&request, q));
         printf("{\"event\":\"start\",\"version\":\"" KN_VERSION "\",\"device\":\"%s\",\"tier\":\"%s\",\"threads\":%d,"
-               "\"precision\":\"%s\",\"vae_precision\":\"%s\",\"planned_bytes\":%" PRIu64 ",\"request\":%s}\n",
+               "\"precision\":\"%s\",\"vae_precision\":\"%s\",\"planned_bytes\":%" PRIu64 ",\"planned_media_bytes\":%" PRIu64 ",\"request\":%s}\n",
                info.name, info.tier, info.threads, type_name(kn_model_compute(r->model, KN_TRANSFORMER)),
-               type_name(kn_model_compute(r->model, KN_VAE)), r->plan.peak, request);
+               type_name(kn_model_compute(r->model, KN_VAE)), r->plan.peak, r->media_bytes, request);
         fflush(stdout);
     } else {
         fprintf(stderr, "%s: %s, %s, %d thread%s, %s\n", info.name, info.description, info.tier, info.threads,
                 info.threads == 1 ? "" : "s", type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
-        fprintf(stderr, "%dx%d, %d frames at %g fps, %d steps, guidance %g, seed %" PRIu64 "; memory planned %s\n",
+        fprintf(stderr, "%dx%d, %d frames at %g fps, %d steps, guidance %g, seed %" PRIu64 "; memory planned %s, video encoder about %s\n",
                 q->width, q->height, q->frames, (double)q->fps_numerator / q->fps_denominator, q->steps, q->guidance,
-                q->seed, kn_cli_bytes(planned, r->plan.peak));
+                q->seed, kn_cli_bytes(planned, r->plan.peak), kn_cli_bytes(media, r->media_bytes));
     }
 fail:
     kn_free(request);
@@ -399,7 +401,7 @@ static void print_end(const run *r)
         printf(",\"frames\":%d,\"seed\":%" PRIu64 ",\"seconds\":{\"load\":%.6f", r->request.frames, r->request.seed,
                r->load_seconds);
         for (int i = 0; i < KN_SLICE_DONE; i++) printf(",\"%s\":%.6f", kn_slice_name((kn_slice_kind)i), p->seconds[i]);
-        printf("},\"planned_bytes\":%" PRIu64 ",\"peak_bytes\":%" PRIu64 ",\"resident_peak_bytes\":%" PRIu64 "}\n",
+        printf("},\"planned_bytes\":%" PRIu64 ",\"allocated_peak_bytes\":%" PRIu64 ",\"resident_peak_bytes\":%" PRIu64 "}\n",
                r->plan.peak, memory.peak_bytes, resident);
         fflush(stdout);
         return;

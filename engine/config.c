@@ -191,14 +191,14 @@ static kn_status take_int(const kn_config *config, const char *key, const json_t
     return KN_OK;
 }
 
-static kn_status take_float(const kn_config *config, const char *key, const json_t *value, double low, double high,
-                            float *out)
+static kn_status take_double(const kn_config *config, const char *key, const json_t *value, double low, double high,
+                             double *out)
 {
     if (!json_is_number(value)) return mistyped(config, key, value, "a number");
     double number = json_number_value(value);
     if (!(number >= low && number <= high))
         return kn_fail(KN_CORRUPT, "%s: \"%s\" is %g, outside %g..%g", config->file, key, number, low, high);
-    *out = (float)number;
+    *out = number;
     return KN_OK;
 }
 
@@ -216,11 +216,11 @@ kn_status kn_config_int(const kn_config *config, const char *key, int32_t low, i
     return KN_OK;
 }
 
-kn_status kn_config_float(const kn_config *config, const char *key, double low, double high, const float *fallback,
-                          float *out)
+kn_status kn_config_double(const kn_config *config, const char *key, double low, double high, const double *fallback,
+                           double *out)
 {
     const json_t *value = json_object_get(config->object, key);
-    if (value) return take_float(config, key, value, low, high, out);
+    if (value) return take_double(config, key, value, low, high, out);
     if (!fallback) return missing(config, key);
     *out = *fallback;
     return KN_OK;
@@ -281,7 +281,11 @@ kn_status kn_config_float_at(const kn_config *config, const char *key, const jso
                              double high, float *out)
 {
     char name[64];
-    return take_float(config, indexed(name, sizeof name, key, index), json_array_get(array, index), low, high, out);
+    double number;
+    kn_status st = take_double(config, indexed(name, sizeof name, key, index), json_array_get(array, index), low, high,
+                               &number);
+    if (st == KN_OK) *out = (float)number;
+    return st;
 }
 
 static kn_status require(const kn_config *config, const kn_config_rule *rule)

@@ -52,8 +52,8 @@ bool kn_config_none(const kn_config *config, const char *key);
  * also for an integer's fallback. */
 kn_status kn_config_int(const kn_config *config, const char *key, int32_t low, int32_t high, const int32_t *fallback,
                         int32_t *out);
-kn_status kn_config_float(const kn_config *config, const char *key, double low, double high, const float *fallback,
-                          float *out);
+kn_status kn_config_double(const kn_config *config, const char *key, double low, double high, const double *fallback,
+                           double *out);
 kn_status kn_config_bool(const kn_config *config, const char *key, const bool *fallback, bool *out);
 /* *out is borrowed from the object. */
 kn_status kn_config_string(const kn_config *config, const char *key, const char *fallback, const char **out);

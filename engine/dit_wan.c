@@ -266,19 +266,19 @@ static kn_status rms(const kn_dit *dit, kn_stream *s, kn_matrix x, const float *
     kn_rope rope = dit->rope;
     rope.positions = positions;
     return dit->ops->rmsnorm(
-        s, &(kn_rmsnorm_args){.out = x, .x = x, .weight = weight, .eps = dit->config.eps, .rope = rope});
+        s, &(kn_rmsnorm_args){.out = x, .x = x, .weight = weight, .eps = (float)dit->config.eps, .rope = rope});
 }
 
 /* ---- text context ---- */
 
-static int32_t context_rows(int32_t tokens)
+int32_t kn_dit_context_rows(int32_t tokens)
 {
     return tokens < KN_TEXT_TOKENS ? tokens + 1 : tokens;
 }
 
 size_t kn_dit_context_bytes(const kn_dit *dit, int32_t tokens)
 {
-    return (size_t)dit->config.num_layers * 2 * (size_t)(context_rows(tokens) * dit->dim) * kn_dtype_bytes(dit->act);
+    return (size_t)dit->config.num_layers * 2 * (size_t)(kn_dit_context_rows(tokens) * dit->dim) * kn_dtype_bytes(dit->act);
 }
 
 typedef struct context_buffers {
@@ -287,7 +287,7 @@ typedef struct context_buffers {
 
 static context_buffers lay_out_context(const kn_dit *dit, kn_arena *arena, int32_t tokens)
 {
-    const int64_t rows = context_rows(tokens);
+    const int64_t rows = kn_dit_context_rows(tokens);
     context_buffers b;
     b.text = take(arena, rows, dit->config.text_dim, KN_F32);
     b.hidden = take(arena, rows, dit->dim, dit->act);
@@ -316,7 +316,7 @@ kn_status kn_dit_context_build(kn_dit *dit, kn_stream *stream, kn_arena *arena, 
     const size_t mark = kn_arena_mark(arena);
     const int32_t tokens = (int32_t)text.rows;
     KN_REQUIRE(dit->memory && tokens >= 0 && tokens <= KN_TEXT_TOKENS && text.cols == dit->config.text_dim && text.dtype == KN_F32);
-    *out = (kn_dit_context){.memory = memory, .rows = context_rows(tokens)};
+    *out = (kn_dit_context){.memory = memory, .rows = kn_dit_context_rows(tokens)};
     if (out->rows > tokens) out->tail_log_weight = logf((float)(KN_TEXT_TOKENS - tokens));
 
     const context_buffers b = lay_out_context(dit, arena, tokens);
@@ -434,7 +434,7 @@ static kn_row_table table_of(const buffers *b, int row, int64_t d)
 
 static kn_status modulated_norm(const kn_dit *dit, kn_stream *s, const buffers *b, int shift, int scale)
 {
-    return dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y, .x = b->x, .eps = dit->config.eps,
+    return dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y, .x = b->x, .eps = (float)dit->config.eps,
                                                        .scale = table_of(b, scale, dit->dim),
                                                        .shift = table_of(b, shift, dit->dim)});
 }
@@ -496,7 +496,7 @@ static kn_status cross_attention_part(const kn_dit *dit, kn_stream *s, const buf
     }
     kn_matrix y = b->x; /* without cross_attn_norm the norm is the identity */
     if (dit->config.cross_attn_norm) {
-        KN_TRY(dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y, .x = b->x, .eps = dit->config.eps,
+        KN_TRY(dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y, .x = b->x, .eps = (float)dit->config.eps,
                                                            .weight = w->norm2_weight, .bias = w->norm2_bias}));
         y = b->y;
     }

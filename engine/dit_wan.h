@@ -42,6 +42,8 @@ typedef struct kn_dit_context {
     float tail_log_weight; /* ln(number of padding rows) for the last row; 0 without */
 } kn_dit_context;
 
+/* Rows of a context of so many tokens. */
+int32_t kn_dit_context_rows(int32_t tokens);
 size_t kn_dit_context_bytes(const kn_dit *dit, int32_t tokens);
 /* text: [tokens, text_dim] f32 device rows. `memory` holds kn_dit_context_bytes. The arena needs
  * kn_dit_context_workspace. */

@@ -571,23 +571,45 @@ fail:
     return st;
 }
 
-void kn_generation_bytes(const kn_model *model, const kn_request *request, kn_memory_plan *plan)
+/* Tokens of each branch: the prompts' own where there is a prompt, else as many as there can be. */
+static kn_status count_tokens(const kn_model *model, const kn_request *request, int32_t branches, text_pack *pack)
 {
+    kn_status st = KN_OK;
+    for (int32_t i = 0; i < branches; i++) {
+        if (request->prompt)
+            KN_TRY(add_prompt(pack, model, i == POSITIVE ? request->prompt : request->negative_prompt));
+        else
+            pack->offsets[i + 1] = pack->offsets[i] + KN_TEXT_TOKENS;
+    }
+    pack->sequences = branches;
+fail:
+    kn_free(pack->ids);
+    pack->ids = NULL;
+    return st;
+}
+
+kn_status kn_generation_bytes(const kn_model *model, const kn_request *request, kn_memory_plan *plan)
+{
+    kn_status st = KN_OK;
     const kn_dit *dit = kn_model_dit(model);
     kn_generation g = {.branches = branches_of(request), .shape = kn_request_latent(request, kn_model_repository(model))};
+    text_pack pack = {0};
+    kn_arena arena = {0};
+    KN_TRY(count_tokens(model, request, g.branches, &pack));
     g.schedule.kind = request->sampler;
     g.elements = (int64_t)g.shape.channels * g.shape.t * g.shape.h * g.shape.w;
-    kn_arena arena = {0};
     lay_out(&g, &arena);
-    plan->state = arena.peak + (uint64_t)g.branches * kn_dit_context_bytes(dit, KN_TEXT_TOKENS);
-
-    int32_t offsets[BRANCHES + 1] = {0};
+    plan->state = arena.peak;
     kn_dit_sequence sequences[BRANCHES];
-    kn_dit_context context = {.rows = KN_TEXT_TOKENS};
+    kn_dit_context contexts[BRANCHES];
     for (int i = 0; i < g.branches; i++) {
-        offsets[i + 1] = offsets[i] + KN_TEXT_TOKENS;
-        sequences[i] = (kn_dit_sequence){.t = g.shape.t, .h = g.shape.h, .w = g.shape.w, .context = &context};
+        const int32_t tokens = pack.offsets[i + 1] - pack.offsets[i];
+        plan->state += kn_dit_context_bytes(dit, tokens);
+        contexts[i] = (kn_dit_context){.rows = kn_dit_context_rows(tokens)};
+        sequences[i] = (kn_dit_sequence){.t = g.shape.t, .h = g.shape.h, .w = g.shape.w, .context = &contexts[i]};
     }
-    plan->text_workspace = text_bytes(model, offsets, g.branches);
+    plan->text_workspace = text_bytes(model, pack.offsets, g.branches);
     plan->denoise_workspace = kn_dit_workspace(dit, sequences, g.branches);
+fail:
+    return st;
 }

@@ -83,7 +83,7 @@ kn_status kn_generation_resume(kn_generation **out, kn_model *model, const char 
  * [3, height, width]. After at least one denoise step. Allocates a decoder for the length of the call. */
 kn_status kn_generation_preview(const kn_generation *generation, float *planes);
 
-/* Adds a generation's share to a memory plan: state and workspaces. */
-void kn_generation_bytes(const kn_model *model, const kn_request *request, kn_memory_plan *plan);
+/* Fills in a generation's share of a memory plan: state and workspaces. */
+kn_status kn_generation_bytes(const kn_model *model, const kn_request *request, kn_memory_plan *plan);
 
 #endif

@@ -210,23 +210,20 @@ static uint64_t max_of(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-kn_status kn_model_plan(kn_model *m, const kn_request *request, uint64_t media_bytes, kn_memory_plan *out)
+kn_status kn_model_plan(kn_model *m, const kn_request *request, kn_memory_plan *out)
 {
     kn_status st = KN_OK;
     size_t decoder;
     const kn_latent_shape shape = kn_request_latent(request, m->repository);
-    KN_TRY(kn_vae_decoder_bytes(&decoder, m->vae, m->stream, shape.h, shape.w));
-    kn_memory_plan p = {.text = kn_umt5_weight_bytes(&m->repository->text),
+    kn_memory_plan p = {.process = kn_mem_read().bytes,
                         .transformer = kn_dit_weight_bytes(m->dit),
-                        .vae = kn_vae_weight_bytes(m->vae),
-                        .decoder = decoder,
-                        .media = media_bytes};
-    p.device = kn_device_scratch_bytes(m->device);
-    kn_generation_bytes(m, request, &p);
-    const uint64_t kept = p.device + p.text + p.state + p.media;
-    p.peak = kept + p.text_workspace;
-    p.peak = max_of(p.peak, kept + p.transformer + p.denoise_workspace);
-    p.peak = max_of(p.peak, kept + p.transformer + p.vae + p.decoder);
+                        .vae = kn_vae_weight_bytes(m->vae)};
+    KN_TRY(kn_generation_bytes(m, request, &p));
+    KN_TRY(kn_vae_decoder_bytes(&decoder, m->vae, m->stream, shape.h, shape.w));
+    p.decoder = decoder;
+    const uint64_t kept = p.process + p.transformer + p.state; /* prepared while the text slice still holds its own */
+    p.peak = max_of(kept + p.text_workspace, kept + max_of(p.text_workspace, p.denoise_workspace));
+    p.peak = max_of(p.peak, kept + p.vae + p.decoder);
     *out = p;
 fail:
     return st;

@@ -57,19 +57,18 @@ kn_status kn_model_workspace(kn_model *model, size_t bytes, kn_arena *out);
 /* Gives it back, before something large is allocated. */
 void kn_model_workspace_release(kn_model *model);
 
-/* What a generation of this size will allocate, computed from shapes alone, in bytes. */
+/* What a generation will allocate, in bytes, computed from shapes before it runs. */
 typedef struct kn_memory_plan {
-    uint64_t device;     /* scratch of the CPU's threads */
-    uint64_t text;       /* norms; the matrices stay in the page cache */
-    uint64_t transformer, vae; /* prepared weights */
-    uint64_t state;      /* latents, sampler history, text keys and values */
+    uint64_t process;    /* held when the plan is made: threads' scratch, tokenizer, norms */
+    uint64_t transformer, vae; /* prepared weights; the text encoder's matrices stay in the page cache */
+    uint64_t state;      /* latents, sampler history, the text's keys and values */
     uint64_t text_workspace, denoise_workspace; /* during those slices */
     uint64_t decoder;    /* frames kept while decoding */
-    uint64_t media;      /* the encoder's own, estimated */
     uint64_t peak;       /* highest sum over the slices */
 } kn_memory_plan;
 
-/* For a resolved request; text counted at its largest. */
-kn_status kn_model_plan(kn_model *model, const kn_request *request, uint64_t media_bytes, kn_memory_plan *out);
+/* For a resolved request and a model nothing has been generated with yet. Without a prompt, text is counted at its
+ * largest. The media encoder's memory is its own affair (kn_media_bytes). */
+kn_status kn_model_plan(kn_model *model, const kn_request *request, kn_memory_plan *out);
 
 #endif

@@ -164,8 +164,8 @@ static kn_status create(kn_repository **out, const char *root)
     repository->default_height = 480;
     repository->default_frames = 81;
     repository->default_steps = 50;
-    repository->default_guidance = 5.0f;
-    repository->default_fps = 16.0f;
+    repository->default_guidance = 5.0;
+    repository->default_fps = 16.0;
     *out = repository;
     repository->root = kn_strdup(root);
     return repository->root ? KN_OK : KN_NOMEM;
@@ -212,7 +212,7 @@ typedef struct preset {
     {                                                                                                                  \
         .num_attention_heads = (heads), .attention_head_dim = 128, .in_channels = 16, .out_channels = 16,              \
         .text_dim = 4096, .freq_dim = 256, .ffn_dim = (ffn), .num_layers = (layers), .cross_attn_norm = true,          \
-        .eps = 1e-6f, .rope_max_seq_len = 1024                                                                         \
+        .eps = 1e-6, .rope_max_seq_len = 1024                                                                         \
     }
 
 static const preset presets[] = {
@@ -230,7 +230,7 @@ static const kn_umt5_config umt5_xxl = {
     .num_layers = 24,
     .relative_attention_num_buckets = 32,
     .relative_attention_max_distance = 128,
-    .layer_norm_epsilon = 1e-6f,
+    .layer_norm_epsilon = 1e-6,
     .pad_token_id = 0,
     .eos_token_id = 1,
 };
@@ -254,7 +254,7 @@ static const kn_sampler_config wan21_sampler = {
     .num_train_timesteps = 1000,
     .solver_order = 2,
     .lower_order_final = true,
-    .shift = 3.0f,
+    .shift = 3.0,
 };
 
 kn_status kn_repository_preset(kn_repository **out, const char *name, int32_t layers)

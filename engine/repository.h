@@ -26,7 +26,7 @@ typedef struct kn_umt5_config {
     int32_t num_layers;
     int32_t relative_attention_num_buckets;  /* 32 */
     int32_t relative_attention_max_distance; /* 128 */
-    float layer_norm_epsilon;
+    double layer_norm_epsilon;
     int32_t pad_token_id, eos_token_id;
 } kn_umt5_config;
 
@@ -40,7 +40,7 @@ typedef struct kn_wan_dit_config {
     int32_t ffn_dim;
     int32_t num_layers;
     bool cross_attn_norm;
-    float eps;
+    double eps;
     int32_t rope_max_seq_len;
 } kn_wan_dit_config;
 
@@ -65,7 +65,7 @@ typedef struct kn_sampler_config {
     int32_t num_train_timesteps; /* 1000 */
     int32_t solver_order;        /* UniPC: 1 or 2 */
     bool lower_order_final;      /* UniPC */
-    float shift;                 /* flow_shift or shift */
+    double shift;                 /* flow_shift or shift */
     bool use_dynamic_shifting;   /* Euler: refused unless false */
 } kn_sampler_config;
 
@@ -82,8 +82,8 @@ typedef struct kn_repository {
     kn_sampler_config sampler;
     int32_t default_width, default_height, default_frames,
         default_steps; /* from an optional kinora.json, else published defaults */
-    float default_guidance;
-    float default_fps;
+    double default_guidance;
+    double default_fps;
 } kn_repository;
 
 /* KN_NOT_FOUND: no folder or no model_index.json. KN_UNSUPPORTED: a pipeline or component class this engine does

@@ -120,7 +120,7 @@ kn_status kn_umt5_config_parse(const kn_config *config, kn_umt5_config *out)
     };
     kn_status st = KN_OK;
     const int32_t buckets = 32, distance = 128, pad = 0, eos = 1;
-    const float epsilon = 1e-6f;
+    const double epsilon = 1e-6;
     kn_umt5_config c = {0};
     KN_TRY(check_text_model(config));
     KN_TRY(kn_config_require(config, RULES(rules)));
@@ -134,7 +134,7 @@ kn_status kn_umt5_config_parse(const kn_config *config, kn_umt5_config *out)
                          &c.relative_attention_num_buckets));
     KN_TRY(kn_config_int(config, "relative_attention_max_distance", 1, 1 << 20, &distance,
                          &c.relative_attention_max_distance));
-    KN_TRY(kn_config_float(config, "layer_norm_epsilon", EPSILON_MIN, EPSILON_MAX, &epsilon, &c.layer_norm_epsilon));
+    KN_TRY(kn_config_double(config, "layer_norm_epsilon", EPSILON_MIN, EPSILON_MAX, &epsilon, &c.layer_norm_epsilon));
     KN_TRY(kn_config_int(config, "pad_token_id", 0, c.vocab_size - 1, &pad, &c.pad_token_id));
     KN_TRY(kn_config_int(config, "eos_token_id", 0, c.vocab_size - 1, &eos, &c.eos_token_id));
     if ((int64_t)c.num_heads * c.d_kv > WIDTH_MAX) {
@@ -190,7 +190,7 @@ kn_status kn_wan_dit_config_parse(const kn_config *config, kn_wan_dit_config *ou
     kn_status st = KN_OK;
     const int32_t frequencies = 256, positions = 1024;
     const bool yes = true;
-    const float epsilon = 1e-6f;
+    const double epsilon = 1e-6;
     kn_wan_dit_config c = {0};
     KN_TRY(kn_config_require(config, RULES(rules)));
     KN_TRY(kn_config_int(config, "num_attention_heads", 1, HEADS_MAX, NULL, &c.num_attention_heads));
@@ -204,7 +204,7 @@ kn_status kn_wan_dit_config_parse(const kn_config *config, kn_wan_dit_config *ou
     KN_TRY(kn_config_int(config, "ffn_dim", 1, HIDDEN_MAX, NULL, &c.ffn_dim));
     KN_TRY(kn_config_int(config, "num_layers", 1, LAYERS_MAX, NULL, &c.num_layers));
     KN_TRY(kn_config_bool(config, "cross_attn_norm", &yes, &c.cross_attn_norm));
-    KN_TRY(kn_config_float(config, "eps", EPSILON_MIN, EPSILON_MAX, &epsilon, &c.eps));
+    KN_TRY(kn_config_double(config, "eps", EPSILON_MIN, EPSILON_MAX, &epsilon, &c.eps));
     KN_TRY(kn_config_int(config, "rope_max_seq_len", 1, POSITIONS_MAX, &positions, &c.rope_max_seq_len));
     KN_TRY(check_dit_shape(config, &c));
     *out = c;
@@ -331,11 +331,11 @@ static kn_status parse_unipc(const kn_config *config, kn_sampler_config *c)
     kn_status st = KN_OK;
     const int32_t order = 2;
     const bool yes = true;
-    const float one = 1.0f;
+    const double one = 1.0;
     KN_TRY(kn_config_require(config, RULES(rules)));
     KN_TRY(kn_config_int(config, "solver_order", 1, 2, &order, &c->solver_order));
     KN_TRY(kn_config_bool(config, "lower_order_final", &yes, &c->lower_order_final));
-    KN_TRY(kn_config_float(config, "flow_shift", SHIFT_MIN, SHIFT_MAX, &one, &c->shift));
+    KN_TRY(kn_config_double(config, "flow_shift", SHIFT_MIN, SHIFT_MAX, &one, &c->shift));
 
 fail:
     return st;
@@ -353,11 +353,11 @@ static kn_status parse_euler(const kn_config *config, kn_sampler_config *c)
         {.key = "invert_sigmas", .json = "false", .or_none = true},
         {.key = "stochastic_sampling", .json = "false", .or_none = true},
     };
-    const float one = 1.0f;
+    const double one = 1.0;
     kn_status st = kn_config_require(config, RULES(rules));
     if (st != KN_OK) return st;
     c->solver_order = 1;
-    return kn_config_float(config, "shift", SHIFT_MIN, SHIFT_MAX, &one, &c->shift);
+    return kn_config_double(config, "shift", SHIFT_MIN, SHIFT_MAX, &one, &c->shift);
 }
 
 kn_status kn_sampler_config_parse(const kn_config *config, kn_sampler_kind kind, kn_sampler_config *out)
@@ -381,9 +381,9 @@ kn_status kn_defaults_parse(const kn_config *config, kn_repository *repository)
     KN_TRY(kn_config_int(config, "height", 16, 16384, &r->default_height, &r->default_height));
     KN_TRY(kn_config_int(config, "frames", 1, 100000, &r->default_frames, &r->default_frames));
     KN_TRY(kn_config_int(config, "steps", 1, KN_STEPS_MAX, &r->default_steps, &r->default_steps));
-    KN_TRY(kn_config_float(config, "guidance", 0.0, 100.0, &r->default_guidance, &r->default_guidance));
-    KN_TRY(kn_config_float(config, "fps", 0.1, 240.0, &r->default_fps, &r->default_fps));
-    KN_TRY(kn_config_float(config, "shift", SHIFT_MIN, SHIFT_MAX, &r->sampler.shift, &r->sampler.shift));
+    KN_TRY(kn_config_double(config, "guidance", 0.0, 100.0, &r->default_guidance, &r->default_guidance));
+    KN_TRY(kn_config_double(config, "fps", 0.1, 240.0, &r->default_fps, &r->default_fps));
+    KN_TRY(kn_config_double(config, "shift", SHIFT_MIN, SHIFT_MAX, &r->sampler.shift, &r->sampler.shift));
 
 fail:
     return st;

@@ -82,7 +82,7 @@ fail:
 static kn_status resolve_rate(kn_request *r, const kn_repository *repository)
 {
     if (r->fps_numerator == 0 && r->fps_denominator == 0) {
-        r->fps_numerator = (int32_t)lround((double)repository->default_fps * 1000.0);
+        r->fps_numerator = (int32_t)lround(repository->default_fps * 1000.0);
         r->fps_denominator = 1000;
         while (r->fps_denominator > 1 && r->fps_numerator % 10 == 0) {
             r->fps_numerator /= 10;
@@ -116,7 +116,7 @@ kn_status kn_request_resolve(kn_request *r, const kn_repository *repository, kn_
     }
     if (r->steps == 0) r->steps = repository->default_steps;
     KN_TRY(check_range("steps", r->steps, 1, KN_STEPS_MAX));
-    if (isnan(r->guidance)) r->guidance = (double)repository->default_guidance;
+    if (isnan(r->guidance)) r->guidance = repository->default_guidance;
     if (!(r->guidance >= 0.0 && r->guidance <= 100.0))
         return kn_fail(KN_INVALID, "guidance is %g; it must be 0 to 100", r->guidance);
     if (isnan(r->shift)) r->shift = repository->sampler.shift;
@@ -166,11 +166,10 @@ kn_status kn_request_to_json(char **out, const kn_request *r)
                              "fps_denominator", r->fps_denominator, "steps", r->steps, "guidance", r->guidance, "seed",
                              seed, "sampler", sampler_name(r->sampler), "shift", r->shift, "sigmas", sigmas);
     if (!root) return kn_fail(KN_INVALID, "the prompt is not valid UTF-8");
-    char *text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    const size_t flags = JSON_COMPACT | JSON_REAL_PRECISION(17), bytes = json_dumpb(root, NULL, 0, flags);
+    *out = kn_alloc(bytes + 1);
+    if (*out) json_dumpb(root, *out, bytes, flags);
     json_decref(root);
-    if (!text) return kn_fail(KN_NOMEM, "out of memory writing a request");
-    *out = kn_strdup(text);
-    free(text); /* jansson's allocator */
     return *out ? KN_OK : KN_NOMEM;
 }
 

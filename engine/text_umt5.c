@@ -225,7 +225,7 @@ size_t kn_umt5_workspace(const kn_umt5 *e, const int32_t *offsets, int32_t seque
 static kn_status rms(const kn_umt5 *e, kn_stream *s, kn_matrix out, kn_matrix x, const float *weight)
 {
     return e->ops->rmsnorm(
-        s, &(kn_rmsnorm_args){.out = out, .x = x, .weight = weight, .eps = e->config.layer_norm_epsilon});
+        s, &(kn_rmsnorm_args){.out = out, .x = x, .weight = weight, .eps = (float)e->config.layer_norm_epsilon});
 }
 
 static kn_status product(const kn_umt5 *e, kn_stream *s, kn_matrix out, kn_matrix a, const kn_weight *w, bool add)
@@ -272,11 +272,16 @@ kn_status kn_umt5_encode(kn_umt5 *e, kn_stream *stream, kn_arena *arena, const i
     const kn_matrix table = {.data = (void *)(uintptr_t)e->embedding.data, .rows = e->config.vocab_size,
                              .cols = e->config.d_model, .stride = e->config.d_model, .dtype = e->embedding.dtype};
     KN_TRY(e->ops->embed(stream, &(kn_embed_args){.out = b.x, .table = table, .ids = ids}));
+    KN_TRY(view_layer(e, 0, &view));
     for (int i = 0; i < e->config.num_layers; i++) {
-        KN_TRY(view_layer(e, i, &view));
-        for (int j = 0; j < MATRICES; j++) kn_weights_prefetch(e->weights, &view.tensors[j]);
+        layer_view next = view;
+        if (i + 1 < e->config.num_layers) { /* read from disk while this layer computes */
+            KN_TRY(view_layer(e, i + 1, &next));
+            for (int j = 0; j < MATRICES; j++) kn_weights_prefetch(e->weights, &next.tensors[j]);
+        }
         KN_TRY(run_layer(e, stream, &b, &view, &e->layers[i]));
         for (int j = 0; j < MATRICES; j++) kn_weights_release(e->weights, &view.tensors[j]);
+        view = next;
     }
     KN_TRY(rms(e, stream, out, b.x, e->final_norm));
 fail:

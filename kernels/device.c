@@ -29,11 +29,6 @@ const kn_ops *kn_device_ops(const kn_device *device)
     return &device->ops;
 }
 
-size_t kn_device_scratch_bytes(const kn_device *device)
-{
-    return device->scratch_bytes;
-}
-
 kn_status kn_device_alloc(kn_device *device, void **out, size_t bytes)
 {
     KN_REQUIRE(device && out);

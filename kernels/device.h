@@ -39,9 +39,6 @@ typedef struct kn_device_info {
 void kn_device_describe(const kn_device *device, kn_device_info *out);
 const kn_ops *kn_device_ops(const kn_device *device);
 
-/* Memory the device itself holds for as long as it is open. */
-size_t kn_device_scratch_bytes(const kn_device *device);
-
 /* Device memory, zeroed, 64-byte aligned. Free accepts NULL. */
 kn_status kn_device_alloc(kn_device *device, void **out, size_t bytes);
 void kn_device_free(kn_device *device, void *pointer);

@@ -153,7 +153,6 @@ kn_status kn_device_cpu_open(kn_device **out, const kn_device_params *params)
         goto fail;
     }
 
-    device->scratch_bytes = (size_t)threads * KN_CPU_SCRATCH_BYTES;
     kn_device_info *info = &device->info;
     snprintf(info->name, sizeof info->name, "cpu");
     read_processor_name(info->description, sizeof info->description);

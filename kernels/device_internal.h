@@ -27,7 +27,6 @@ struct kn_device {
     const kn_device_backend *backend;
     kn_ops ops;
     kn_device_info info;
-    size_t scratch_bytes;
 };
 
 struct kn_stream {

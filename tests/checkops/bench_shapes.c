@@ -204,14 +204,14 @@ void bench_gated_gelu(bench *b)
 {
     for (kn_dtype dtype = KN_F32; dtype <= KN_BF16; dtype++) {
         kn_gated_gelu_args args = {.a = bench_matrix(b, TEXT, 10240, dtype), .b = bench_matrix(b, TEXT, 10240, dtype)};
-        args.out = args.a;
+        args.out = bench_matrix(b, TEXT, 10240, dtype); /* in place, repeated, it would end among subnormals */
         bench_measure(b,
                       &(bench_case){.call = check_call_gated_gelu,
                                     .args = &args,
                                     .args_bytes = sizeof args,
                                     .bytes = 3 * matrix_bytes(&args.a),
                                     .compute = dtype},
-                      "%d x %d, in place", TEXT, 10240);
+                      "%d x %d", TEXT, 10240);
     }
 }
 
