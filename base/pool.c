@@ -64,8 +64,7 @@ static void *worker_main(void *argument)
     for (;;) {
         for (int spin = 0; spin < SPIN_COUNT && atomic_load(&pool->generation) == seen; spin++) relax();
         pthread_mutex_lock(&pool->lock);
-        while (atomic_load(&pool->generation) == seen && !pool->stopping)
-            pthread_cond_wait(&pool->wake, &pool->lock);
+        while (atomic_load(&pool->generation) == seen && !pool->stopping) pthread_cond_wait(&pool->wake, &pool->lock);
         int stopping = pool->stopping;
         seen = atomic_load(&pool->generation);
         pthread_mutex_unlock(&pool->lock);

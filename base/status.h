@@ -68,16 +68,16 @@ const char *kn_status_name(kn_status status);
 int kn_status_exit_code(kn_status status);
 
 /* Needs `kn_status st` and a `fail:` label in the function. */
-#define KN_TRY(call)                 \
-    do {                             \
-        st = (call);                 \
-        if (st != KN_OK) goto fail;  \
+#define KN_TRY(call)                                                                                                   \
+    do {                                                                                                               \
+        st = (call);                                                                                                   \
+        if (st != KN_OK) goto fail;                                                                                    \
     } while (0)
 
 /* A contract broken by the layer above. Stays on in release builds. */
-#define KN_REQUIRE(expression)                                                              \
-    do {                                                                                    \
-        if (!(expression)) return kn_fail(KN_INVALID, "%s: requires %s", __func__, #expression); \
+#define KN_REQUIRE(expression)                                                                                         \
+    do {                                                                                                               \
+        if (!(expression)) return kn_fail(KN_INVALID, "%s: requires %s", __func__, #expression);                       \
     } while (0)
 
 #endif

@@ -164,8 +164,11 @@ const char *kn_cli_bytes(char text[16], uint64_t bytes)
     double value = (double)bytes;
     int unit = 0;
     for (; value >= 1000.0 && unit < 4; unit++) value /= 1000.0;
-    snprintf(text, 16, value < 10.0 && unit > 0 ? "%.2f %s" : value < 100.0 && unit > 0 ? "%.1f %s" : "%.0f %s", value,
-             units[unit]);
+    snprintf(text, 16,
+             value < 10.0 && unit > 0    ? "%.2f %s"
+             : value < 100.0 && unit > 0 ? "%.1f %s"
+                                         : "%.0f %s",
+             value, units[unit]);
     return text;
 }
 

@@ -3,8 +3,8 @@
  * What the subcommands share: the table of commands, options, and how a command
  * ends. A command gets argv from its own name on and returns an exit code
  * (sysexits.h; base/status.h maps a kn_status). */
-#ifndef KN_CLI_CLI_H
-#define KN_CLI_CLI_H
+#ifndef KN_CLI_H
+#define KN_CLI_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -23,8 +23,8 @@ typedef struct kn_option {
     const char *argument; /* what to call it in the help, "WxH"; NULL: a switch */
     const char *help;
     kn_status (*parse)(const struct kn_option *option, const char *text); /* text is NULL for a switch */
-    void *out;            /* for parse */
-    bool *given;          /* set when the option occurs; may be NULL */
+    void *out;                                                            /* for parse */
+    bool *given;                                                          /* set when the option occurs; may be NULL */
 } kn_option;
 
 /* Parses argv[1..]; every argument belongs to an option, but for up to `positional_max` others, which are stored in
@@ -33,11 +33,11 @@ kn_status kn_cli_parse(int argc, char **argv, const kn_option *options, size_t c
                        const char **positional, int positional_max, int *positional_count);
 
 /* Parsers for the `parse` field; `out` is of the type named. A number is refused unless the whole text is one. */
-kn_status kn_cli_text(const kn_option *option, const char *text);    /* const char * */
-kn_status kn_cli_switch(const kn_option *option, const char *text);  /* bool */
-kn_status kn_cli_int32(const kn_option *option, const char *text);   /* int32_t, 1 or more */
-kn_status kn_cli_uint64(const kn_option *option, const char *text);  /* uint64_t */
-kn_status kn_cli_double(const kn_option *option, const char *text);  /* double, finite */
+kn_status kn_cli_text(const kn_option *option, const char *text);   /* const char * */
+kn_status kn_cli_switch(const kn_option *option, const char *text); /* bool */
+kn_status kn_cli_int32(const kn_option *option, const char *text);  /* int32_t, 1 or more */
+kn_status kn_cli_uint64(const kn_option *option, const char *text); /* uint64_t */
+kn_status kn_cli_double(const kn_option *option, const char *text); /* double, finite */
 
 /* Prints "kinora: message", or with `json` {"event":"error",...}, for the last kn_fail(); returns the exit code. */
 int kn_cli_end(kn_status status, bool json);

@@ -98,7 +98,8 @@ static kn_status parse_sigmas(const kn_option *option, const char *text)
     r->sigma_count = 0;
     for (const char *at = text;; at++) {
         char *end;
-        if (r->sigma_count == KN_STEPS_MAX) return kn_fail(KN_INVALID, "--sigmas has more than %d values", KN_STEPS_MAX);
+        if (r->sigma_count == KN_STEPS_MAX)
+            return kn_fail(KN_INVALID, "--sigmas has more than %d values", KN_STEPS_MAX);
         r->sigmas[r->sigma_count++] = strtod(at, &end);
         if (end == at || (*end && *end != ','))
             return kn_fail(KN_INVALID, "--sigmas is \"%s\"; it must be numbers separated by commas", text);
@@ -208,7 +209,8 @@ static kn_status open_model(run *r)
     const settings *s = r->s;
     const int64_t start = kn_clock_ns();
     KN_TRY(kn_device_open(&r->device, &(kn_device_params){.name = s->device, .threads = s->threads, .isa = s->isa}));
-    KN_TRY(kn_model_open(&r->model, &(kn_model_params){.directory = s->model, .device = r->device,
+    KN_TRY(kn_model_open(&r->model, &(kn_model_params){.directory = s->model,
+                                                       .device = r->device,
                                                        .precision = s->precision,
                                                        .vae_precision = s->vae_precision}));
     r->load_seconds = kn_clock_seconds(kn_clock_ns() - start);
@@ -261,10 +263,15 @@ static kn_status open_media(run *r)
     char *comment = kn_format("Kinora " KN_VERSION ", model %s, seed %" PRIu64 ", %d steps, guidance %g", name,
                               r->request.seed, r->request.steps, r->request.guidance);
     if (!comment) return KN_NOMEM;
-    const kn_media_params params = {.path = s->output, .encoder = s->encoder, .width = r->request.width,
-                                    .height = r->request.height, .fps_numerator = r->request.fps_numerator,
-                                    .fps_denominator = r->request.fps_denominator, .crf = s->crf,
-                                    .title = r->request.prompt, .comment = comment};
+    const kn_media_params params = {.path = s->output,
+                                    .encoder = s->encoder,
+                                    .width = r->request.width,
+                                    .height = r->request.height,
+                                    .fps_numerator = r->request.fps_numerator,
+                                    .fps_denominator = r->request.fps_denominator,
+                                    .crf = s->crf,
+                                    .title = r->request.prompt,
+                                    .comment = comment};
     KN_TRY(kn_model_plan(r->model, &r->request, &r->plan));
     r->media_bytes = kn_media_bytes(&params);
     KN_TRY(kn_media_open(&r->media, &params));
@@ -304,14 +311,17 @@ static kn_status print_start(const run *r)
     if (r->s->json) {
         KN_TRY(kn_request_to_json(&request, q));
         printf("{\"event\":\"start\",\"version\":\"" KN_VERSION "\",\"device\":\"%s\",\"tier\":\"%s\",\"threads\":%d,"
-               "\"precision\":\"%s\",\"vae_precision\":\"%s\",\"planned_bytes\":%" PRIu64 ",\"planned_media_bytes\":%" PRIu64 ",\"request\":%s}\n",
+               "\"precision\":\"%s\",\"vae_precision\":\"%s\",\"planned_bytes\":%" PRIu64
+               ",\"planned_media_bytes\":%" PRIu64 ",\"request\":%s}\n",
                info.name, info.tier, info.threads, type_name(kn_model_compute(r->model, KN_TRANSFORMER)),
                type_name(kn_model_compute(r->model, KN_VAE)), r->plan.peak, r->media_bytes, request);
         fflush(stdout);
     } else {
         fprintf(stderr, "%s: %s, %s, %d thread%s, %s\n", info.name, info.description, info.tier, info.threads,
                 info.threads == 1 ? "" : "s", type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
-        fprintf(stderr, "%dx%d, %d frames at %g fps, %d steps, guidance %g, seed %" PRIu64 "; memory planned %s, video encoder about %s\n",
+        fprintf(stderr,
+                "%dx%d, %d frames at %g fps, %d steps, guidance %g, seed %" PRIu64
+                "; memory planned %s, video encoder about %s\n",
                 q->width, q->height, q->frames, (double)q->fps_numerator / q->fps_denominator, q->steps, q->guidance,
                 q->seed, kn_cli_bytes(planned, r->plan.peak), kn_cli_bytes(media, r->media_bytes));
     }
@@ -401,7 +411,8 @@ static void print_end(const run *r)
         printf(",\"frames\":%d,\"seed\":%" PRIu64 ",\"seconds\":{\"load\":%.6f", r->request.frames, r->request.seed,
                r->load_seconds);
         for (int i = 0; i < KN_SLICE_DONE; i++) printf(",\"%s\":%.6f", kn_slice_name((kn_slice_kind)i), p->seconds[i]);
-        printf("},\"planned_bytes\":%" PRIu64 ",\"allocated_peak_bytes\":%" PRIu64 ",\"resident_peak_bytes\":%" PRIu64 "}\n",
+        printf("},\"planned_bytes\":%" PRIu64 ",\"allocated_peak_bytes\":%" PRIu64 ",\"resident_peak_bytes\":%" PRIu64
+               "}\n",
                r->plan.peak, memory.peak_bytes, resident);
         fflush(stdout);
         return;

@@ -11,8 +11,8 @@
 #include "engine/generation.h"
 
 typedef struct kn_progress {
-    bool json;     /* JSON lines on standard output */
-    bool terminal; /* a bar, redrawn, on standard error */
+    bool json;          /* JSON lines on standard output */
+    bool terminal;      /* a bar, redrawn, on standard error */
     kn_slice_kind kind; /* stage being shown */
     int32_t first;      /* its first index here; above 0 after a resume */
     int64_t started_ns, printed_ns;

@@ -282,8 +282,8 @@ kn_status kn_config_float_at(const kn_config *config, const char *key, const jso
 {
     char name[64];
     double number;
-    kn_status st = take_double(config, indexed(name, sizeof name, key, index), json_array_get(array, index), low, high,
-                               &number);
+    kn_status st =
+        take_double(config, indexed(name, sizeof name, key, index), json_array_get(array, index), low, high, &number);
     if (st == KN_OK) *out = (float)number;
     return st;
 }

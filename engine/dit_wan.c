@@ -250,15 +250,16 @@ static kn_matrix take(kn_arena *arena, int64_t rows, int64_t cols, kn_dtype dtyp
 static kn_status linear(const kn_dit *dit, kn_stream *s, kn_matrix out, kn_matrix a, const kn_linear *w,
                         kn_activation activation)
 {
-    return dit->ops->gemm(s, &(kn_gemm_args){.out = out, .a = a, .w = &w->w, .bias = w->bias, .activation = activation});
+    return dit->ops->gemm(s,
+                          &(kn_gemm_args){.out = out, .a = a, .w = &w->w, .bias = w->bias, .activation = activation});
 }
 
 /* x += gate * (a w + b), or x += a w + b. */
 static kn_status linear_add(const kn_dit *dit, kn_stream *s, kn_matrix x, kn_matrix a, const kn_linear *w,
                             kn_row_table gate)
 {
-    return dit->ops->gemm(
-        s, &(kn_gemm_args){.out = x, .a = a, .w = &w->w, .bias = w->bias, .residual = x, .gate = gate});
+    return dit->ops->gemm(s,
+                          &(kn_gemm_args){.out = x, .a = a, .w = &w->w, .bias = w->bias, .residual = x, .gate = gate});
 }
 
 static kn_status rms(const kn_dit *dit, kn_stream *s, kn_matrix x, const float *weight, const kn_position *positions)
@@ -278,7 +279,8 @@ int32_t kn_dit_context_rows(int32_t tokens)
 
 size_t kn_dit_context_bytes(const kn_dit *dit, int32_t tokens)
 {
-    return (size_t)dit->config.num_layers * 2 * (size_t)(kn_dit_context_rows(tokens) * dit->dim) * kn_dtype_bytes(dit->act);
+    return (size_t)dit->config.num_layers * 2 * (size_t)(kn_dit_context_rows(tokens) * dit->dim) *
+           kn_dtype_bytes(dit->act);
 }
 
 typedef struct context_buffers {
@@ -315,7 +317,8 @@ kn_status kn_dit_context_build(kn_dit *dit, kn_stream *stream, kn_arena *arena, 
     kn_status st = KN_OK;
     const size_t mark = kn_arena_mark(arena);
     const int32_t tokens = (int32_t)text.rows;
-    KN_REQUIRE(dit->memory && tokens >= 0 && tokens <= KN_TEXT_TOKENS && text.cols == dit->config.text_dim && text.dtype == KN_F32);
+    KN_REQUIRE(dit->memory && tokens >= 0 && tokens <= KN_TEXT_TOKENS && text.cols == dit->config.text_dim &&
+               text.dtype == KN_F32);
     *out = (kn_dit_context){.memory = memory, .rows = kn_dit_context_rows(tokens)};
     if (out->rows > tokens) out->tail_log_weight = logf((float)(KN_TEXT_TOKENS - tokens));
 
@@ -344,28 +347,34 @@ fail:
  * follow each other, so their buffers share memory. */
 typedef struct buffers {
     kn_pack pack;
-    int32_t *row_sequence;    /* [S] */
-    kn_position *positions;   /* [S] */
-    kn_matrix patches;        /* [S, 4 C] */
-    kn_matrix x, y;           /* [S, D] */
+    int32_t *row_sequence;                               /* [S] */
+    kn_position *positions;                              /* [S] */
+    kn_matrix patches;                                   /* [S, 4 C] */
+    kn_matrix x, y;                                      /* [S, D] */
     kn_matrix sinusoid, time_hidden, temb, temb_silu, e; /* [n, ...] */
-    kn_matrix modulation;     /* [n, 6 D] of one block, or [n, 2 D] of the output */
-    kn_matrix q, k, v;        /* [S, D] */
+    kn_matrix modulation;                                /* [n, 6 D] of one block, or [n, 2 D] of the output */
+    kn_matrix q, k, v;                                   /* [S, D] */
     void *self_workspace;
-    kn_matrix cross_q;        /* [S, D] */
+    kn_matrix cross_q;              /* [S, D] */
     kn_matrix context_k, context_v; /* [context rows, D] */
     void *cross_workspace;
-    kn_matrix hidden;         /* [FFN_CHUNK_ROWS, F] */
-    kn_matrix out;            /* [S, 4 C_out] f32 */
+    kn_matrix hidden; /* [FFN_CHUNK_ROWS, F] */
+    kn_matrix out;    /* [S, 4 C_out] f32 */
 } buffers;
 
 static kn_attention_args self_attention(const kn_dit *dit, const buffers *b)
 {
-    return (kn_attention_args){.out = b->y, .q = b->q, .k = b->k, .v = b->v,
-                               .heads = dit->config.num_attention_heads, .head_dim = dit->config.attention_head_dim,
+    return (kn_attention_args){.out = b->y,
+                               .q = b->q,
+                               .k = b->k,
+                               .v = b->v,
+                               .heads = dit->config.num_attention_heads,
+                               .head_dim = dit->config.attention_head_dim,
                                .scale = 1.0f / sqrtf((float)dit->config.attention_head_dim),
-                               .sequences = b->pack.sequences, .q_offsets = b->pack.row_offsets,
-                               .k_offsets = b->pack.row_offsets, .workspace = b->self_workspace};
+                               .sequences = b->pack.sequences,
+                               .q_offsets = b->pack.row_offsets,
+                               .k_offsets = b->pack.row_offsets,
+                               .workspace = b->self_workspace};
 }
 
 static kn_attention_args cross_attention(const kn_dit *dit, const buffers *b)
@@ -428,13 +437,16 @@ size_t kn_dit_workspace(const kn_dit *dit, const kn_dit_sequence *sequences, int
 
 static kn_row_table table_of(const buffers *b, int row, int64_t d)
 {
-    return (kn_row_table){.data = (const float *)b->modulation.data + row * d, .stride = b->modulation.stride,
+    return (kn_row_table){.data = (const float *)b->modulation.data + row * d,
+                          .stride = b->modulation.stride,
                           .row_index = b->row_sequence};
 }
 
 static kn_status modulated_norm(const kn_dit *dit, kn_stream *s, const buffers *b, int shift, int scale)
 {
-    return dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y, .x = b->x, .eps = (float)dit->config.eps,
+    return dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y,
+                                                       .x = b->x,
+                                                       .eps = (float)dit->config.eps,
                                                        .scale = table_of(b, scale, dit->dim),
                                                        .shift = table_of(b, shift, dit->dim)});
 }
@@ -457,8 +469,11 @@ static kn_status embed_patches(const kn_dit *dit, kn_stream *s, const buffers *b
     for (int i = 0; i < b->pack.sequences; i++) {
         const kn_dit_sequence *q = &sequences[i];
         kn_matrix rows = rows_of(b->patches, b->pack.row_offsets[i], kn_sequence_rows(q));
-        KN_TRY(dit->ops->patchify(s, &(kn_patchify_args){.out = rows, .latent = q->latent,
-                                                         .channels = dit->config.in_channels, .t = q->t, .h = q->h,
+        KN_TRY(dit->ops->patchify(s, &(kn_patchify_args){.out = rows,
+                                                         .latent = q->latent,
+                                                         .channels = dit->config.in_channels,
+                                                         .t = q->t,
+                                                         .h = q->h,
                                                          .w = q->w}));
     }
     KN_TRY(linear(dit, s, b->x, b->patches, &dit->patch, KN_ACT_NONE));
@@ -496,8 +511,11 @@ static kn_status cross_attention_part(const kn_dit *dit, kn_stream *s, const buf
     }
     kn_matrix y = b->x; /* without cross_attn_norm the norm is the identity */
     if (dit->config.cross_attn_norm) {
-        KN_TRY(dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y, .x = b->x, .eps = (float)dit->config.eps,
-                                                           .weight = w->norm2_weight, .bias = w->norm2_bias}));
+        KN_TRY(dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y,
+                                                           .x = b->x,
+                                                           .eps = (float)dit->config.eps,
+                                                           .weight = w->norm2_weight,
+                                                           .bias = w->norm2_bias}));
         y = b->y;
     }
     KN_TRY(linear(dit, s, b->cross_q, y, &w->cross.q, KN_ACT_NONE));
@@ -543,7 +561,10 @@ static kn_status write_velocity(const kn_dit *dit, kn_stream *s, buffers *b, con
         KN_TRY(dit->ops->unpatchify(
             s, &(kn_unpatchify_args){.latent = q->velocity,
                                      .x = rows_of(b->out, b->pack.row_offsets[i], kn_sequence_rows(q)),
-                                     .channels = dit->config.out_channels, .t = q->t, .h = q->h, .w = q->w}));
+                                     .channels = dit->config.out_channels,
+                                     .t = q->t,
+                                     .h = q->h,
+                                     .w = q->w}));
     }
 fail:
     return st;

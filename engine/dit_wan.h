@@ -52,8 +52,8 @@ kn_status kn_dit_context_build(kn_dit *dit, kn_stream *stream, kn_arena *arena, 
 size_t kn_dit_context_workspace(const kn_dit *dit, int32_t tokens);
 
 typedef struct kn_dit_sequence {
-    int32_t t, h, w;     /* latent frames, rows, columns; h, w even */
-    float timestep;      /* as the schedule gives it, 0..1000 */
+    int32_t t, h, w; /* latent frames, rows, columns; h, w even */
+    float timestep;  /* as the schedule gives it, 0..1000 */
     const kn_dit_context *context;
     const float *latent; /* [in_channels, t, h, w] device */
     float *velocity;     /* [out_channels, t, h, w] device; written */

@@ -21,7 +21,7 @@ struct kn_generation {
     int64_t elements; /* of one latent tensor */
     int32_t branches; /* 2 with guidance */
     bool text_done;
-    int32_t step;   /* denoise steps done */
+    int32_t step;    /* denoise steps done */
     int32_t decoded; /* latent frames decoded */
     bool finished;
 
@@ -29,8 +29,8 @@ struct kn_generation {
     /* All [C, T, H, W] f32 in device memory. */
     float *latents;
     float *velocity[BRANCHES];
-    float *x_prev;                  /* the corrected sample of the step before (UniPC) */
-    float *m, *m_prev, *m_prev2;    /* x0 predictions of this and the two steps before (UniPC) */
+    float *x_prev;               /* the corrected sample of the step before (UniPC) */
+    float *m, *m_prev, *m_prev2; /* x0 predictions of this and the two steps before (UniPC) */
 
     void *context_memory[BRANCHES];
     kn_dit_context context[BRANCHES];
@@ -191,7 +191,7 @@ kn_slice kn_generation_next(const kn_generation *g)
 /* ---- text ---- */
 
 typedef struct text_pack {
-    int32_t *ids;                                /* all prompts end to end */
+    int32_t *ids; /* all prompts end to end */
     int32_t offsets[KN_PACK_SEQUENCES_MAX + 1];
     int32_t sequences;
 } text_pack;
@@ -326,9 +326,13 @@ static int32_t gather_sequences(kn_generation *const *gs, int32_t count, kn_dit_
     for (int i = 0; i < count; i++) {
         const kn_generation *g = gs[i];
         for (int b = 0; b < g->branches; b++)
-            out[n++] = (kn_dit_sequence){.t = g->shape.t, .h = g->shape.h, .w = g->shape.w,
-                                         .timestep = g->schedule.timesteps[g->step], .context = &g->context[b],
-                                         .latent = g->latents, .velocity = g->velocity[b]};
+            out[n++] = (kn_dit_sequence){.t = g->shape.t,
+                                         .h = g->shape.h,
+                                         .w = g->shape.w,
+                                         .timestep = g->schedule.timesteps[g->step],
+                                         .context = &g->context[b],
+                                         .latent = g->latents,
+                                         .velocity = g->velocity[b]};
     }
     return n;
 }
@@ -379,8 +383,8 @@ static kn_status open_decoder(kn_generation *g)
     kn_device_info info;
     kn_model_workspace_release(g->model);
     KN_TRY(kn_model_prepare(g->model, KN_VAE));
-    KN_TRY(kn_vae_decoder_create(&g->decoder, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h,
-                                 g->shape.w));
+    KN_TRY(
+        kn_vae_decoder_create(&g->decoder, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w));
     kn_device_describe(g->device, &info);
     if (!info.host_memory) {
         g->host_planes = kn_alloc((size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float));
@@ -592,7 +596,8 @@ kn_status kn_generation_bytes(const kn_model *model, const kn_request *request, 
 {
     kn_status st = KN_OK;
     const kn_dit *dit = kn_model_dit(model);
-    kn_generation g = {.branches = branches_of(request), .shape = kn_request_latent(request, kn_model_repository(model))};
+    kn_generation g = {.branches = branches_of(request),
+                       .shape = kn_request_latent(request, kn_model_repository(model))};
     text_pack pack = {0};
     kn_arena arena = {0};
     KN_TRY(count_tokens(model, request, g.branches, &pack));

@@ -62,7 +62,10 @@ kn_status kn_loader_linear(kn_loader *loader, kn_linear *out, const char *prefix
     kn_tensor tensor;
     snprintf(name, sizeof name, "%s.weight", prefix);
     KN_TRY(kn_weights_expect(loader->weights, name, rank, shape, &tensor));
-    const kn_weight source = {.data = tensor.data, .n = n, .k = kn_tensor_count(&tensor) / n, .dtype = tensor.dtype,
+    const kn_weight source = {.data = tensor.data,
+                              .n = n,
+                              .k = kn_tensor_count(&tensor) / n,
+                              .dtype = tensor.dtype,
                               .layout = KN_WEIGHT_PLAIN};
     const kn_ops *ops = ops_of(loader);
     void *memory = kn_arena_take(&loader->arena, ops->weight_bytes(n, source.k, compute));
@@ -89,7 +92,10 @@ kn_status kn_loader_conv(kn_loader *loader, kn_conv_layer *out, const char *pref
     snprintf(name, sizeof name, "%s.weight", prefix);
     KN_TRY(kn_weights_expect(loader->weights, name, planar ? 4 : 5, planar ? flat : solid, &tensor));
     const kn_weight source = {.data = (const char *)tensor.data + (size_t)(part * n * k) * kn_dtype_bytes(tensor.dtype),
-                              .n = n, .k = k, .dtype = tensor.dtype, .layout = KN_WEIGHT_PLAIN};
+                              .n = n,
+                              .k = k,
+                              .dtype = tensor.dtype,
+                              .layout = KN_WEIGHT_PLAIN};
     const kn_ops *ops = ops_of(loader);
     void *memory = kn_arena_take(&loader->arena, ops->conv_weight_bytes(conv));
     if (memory) {

@@ -33,9 +33,9 @@ kn_status kn_loader_linear(kn_loader *loader, kn_linear *out, const char *prefix
 kn_status kn_loader_vector(kn_loader *loader, const float **out, const char *name, int32_t rank, const int64_t *shape,
                            kn_dtype precision);
 
-/* A convolution's `prefix`.weight (n, c, kt, kh, kw), or (n, c, kh, kw) when `planar`, prepared for `shape` (out.channels
- * and in[kt - 1] give the channels and the compute type), and its bias. With parts > 1 the tensor has parts times as
- * many outputs, of which block `part` is taken. */
+/* A convolution's `prefix`.weight (n, c, kt, kh, kw), or (n, c, kh, kw) when `planar`, prepared for `shape`
+ * (out.channels and in[kt - 1] give the channels and the compute type), and its bias. With parts > 1 the tensor has
+ * parts times as many outputs, of which block `part` is taken. */
 typedef struct kn_conv_layer {
     kn_weight w;
     const float *bias;

@@ -103,8 +103,8 @@ kn_status kn_model_open(kn_model **out, const kn_model_params *params)
     KN_TRY(kn_dit_create(&m->dit, &r->dit, m->weights[KN_TRANSFORMER], m->stream, m->compute[KN_TRANSFORMER]));
     KN_TRY(kn_vae_create(&m->vae, &r->vae, m->weights[KN_VAE], m->stream, m->compute[KN_VAE], KN_VAE_DECODER));
     if (r->dit.in_channels != r->vae.z_dim || r->dit.out_channels != r->vae.z_dim)
-        KN_TRY(kn_fail(KN_CORRUPT, "%s: the transformer takes %d and gives %d channels, the autoencoder has %d", r->root,
-                       r->dit.in_channels, r->dit.out_channels, r->vae.z_dim));
+        KN_TRY(kn_fail(KN_CORRUPT, "%s: the transformer takes %d and gives %d channels, the autoencoder has %d",
+                       r->root, r->dit.in_channels, r->dit.out_channels, r->vae.z_dim));
     if (r->dit.text_dim != r->text.d_model)
         KN_TRY(kn_fail(KN_CORRUPT, "%s: the transformer takes text of width %d, the text encoder gives %d", r->root,
                        r->dit.text_dim, r->text.d_model));
@@ -215,9 +215,8 @@ kn_status kn_model_plan(kn_model *m, const kn_request *request, kn_memory_plan *
     kn_status st = KN_OK;
     size_t decoder;
     const kn_latent_shape shape = kn_request_latent(request, m->repository);
-    kn_memory_plan p = {.process = kn_mem_read().bytes,
-                        .transformer = kn_dit_weight_bytes(m->dit),
-                        .vae = kn_vae_weight_bytes(m->vae)};
+    kn_memory_plan p = {
+        .process = kn_mem_read().bytes, .transformer = kn_dit_weight_bytes(m->dit), .vae = kn_vae_weight_bytes(m->vae)};
     KN_TRY(kn_generation_bytes(m, request, &p));
     KN_TRY(kn_vae_decoder_bytes(&decoder, m->vae, m->stream, shape.h, shape.w));
     p.decoder = decoder;

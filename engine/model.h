@@ -59,12 +59,12 @@ void kn_model_workspace_release(kn_model *model);
 
 /* What a generation will allocate, in bytes, computed from shapes before it runs. */
 typedef struct kn_memory_plan {
-    uint64_t process;    /* held when the plan is made: threads' scratch, tokenizer, norms */
+    uint64_t process;          /* held when the plan is made: threads' scratch, tokenizer, norms */
     uint64_t transformer, vae; /* prepared weights; the text encoder's matrices stay in the page cache */
-    uint64_t state;      /* latents, sampler history, the text's keys and values */
+    uint64_t state;            /* latents, sampler history, the text's keys and values */
     uint64_t text_workspace, denoise_workspace; /* during those slices */
-    uint64_t decoder;    /* frames kept while decoding */
-    uint64_t peak;       /* highest sum over the slices */
+    uint64_t decoder;                           /* frames kept while decoding */
+    uint64_t peak;                              /* highest sum over the slices */
 } kn_memory_plan;
 
 /* For a resolved request and a model nothing has been generated with yet. Without a prompt, text is counted at its

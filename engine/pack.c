@@ -14,8 +14,9 @@ kn_status kn_pack_build(kn_pack *out, const kn_dit_sequence *sequences, int32_t 
     for (int i = 0; i < count; i++) {
         const kn_dit_sequence *q = &sequences[i];
         if (q->t < 1 || q->h < 2 || q->w < 2 || q->h % 2 != 0 || q->w % 2 != 0)
-            return kn_fail(KN_INVALID, "sequence %d is %d x %d x %d latents; height and width must be even and positive",
-                           i, q->t, q->h, q->w);
+            return kn_fail(KN_INVALID,
+                           "sequence %d is %d x %d x %d latents; height and width must be even and positive", i, q->t,
+                           q->h, q->w);
         out->rows += kn_sequence_rows(q);
         out->context_rows += q->context->rows;
         if (out->rows > INT32_MAX || out->context_rows > INT32_MAX)
@@ -31,8 +32,8 @@ kn_status kn_pack_build(kn_pack *out, const kn_dit_sequence *sequences, int32_t 
 /* Rows are written a line at a time through a small host buffer: no allocation inside a step. */
 enum { LINE_MAX = 4096 };
 
-kn_status kn_pack_rows(const kn_pack *pack, const kn_dit_sequence *sequences, kn_stream *stream,
-                       int32_t *row_sequence, kn_position *positions)
+kn_status kn_pack_rows(const kn_pack *pack, const kn_dit_sequence *sequences, kn_stream *stream, int32_t *row_sequence,
+                       kn_position *positions)
 {
     kn_status st = KN_OK;
     int32_t index[LINE_MAX];
@@ -46,8 +47,8 @@ kn_status kn_pack_rows(const kn_pack *pack, const kn_dit_sequence *sequences, kn
             for (int64_t j = 0; j < count; j++) {
                 const int64_t token = first + j;
                 index[j] = i;
-                line[j] = (kn_position){{(uint16_t)(token / ((int64_t)h * w)), (uint16_t)(token / w % h),
-                                         (uint16_t)(token % w)}};
+                line[j] = (kn_position){
+                    {(uint16_t)(token / ((int64_t)h * w)), (uint16_t)(token / w % h), (uint16_t)(token % w)}};
             }
             KN_TRY(kn_stream_upload(stream, row_sequence + row, index, (size_t)count * sizeof *index));
             KN_TRY(kn_stream_upload(stream, positions + row, line, (size_t)count * sizeof *line));

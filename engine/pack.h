@@ -26,7 +26,7 @@ int64_t kn_sequence_rows(const kn_dit_sequence *sequence);
 kn_status kn_pack_build(kn_pack *out, const kn_dit_sequence *sequences, int32_t count);
 
 /* Fills the per-row tables in device memory: sequence index and (frame, row, column). */
-kn_status kn_pack_rows(const kn_pack *pack, const kn_dit_sequence *sequences, kn_stream *stream,
-                       int32_t *row_sequence, kn_position *positions);
+kn_status kn_pack_rows(const kn_pack *pack, const kn_dit_sequence *sequences, kn_stream *stream, int32_t *row_sequence,
+                       kn_position *positions);
 
 #endif

@@ -212,7 +212,7 @@ typedef struct preset {
     {                                                                                                                  \
         .num_attention_heads = (heads), .attention_head_dim = 128, .in_channels = 16, .out_channels = 16,              \
         .text_dim = 4096, .freq_dim = 256, .ffn_dim = (ffn), .num_layers = (layers), .cross_attn_norm = true,          \
-        .eps = 1e-6, .rope_max_seq_len = 1024                                                                         \
+        .eps = 1e-6, .rope_max_seq_len = 1024                                                                          \
     }
 
 static const preset presets[] = {

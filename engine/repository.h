@@ -65,7 +65,7 @@ typedef struct kn_sampler_config {
     int32_t num_train_timesteps; /* 1000 */
     int32_t solver_order;        /* UniPC: 1 or 2 */
     bool lower_order_final;      /* UniPC */
-    double shift;                 /* flow_shift or shift */
+    double shift;                /* flow_shift or shift */
     bool use_dynamic_shifting;   /* Euler: refused unless false */
 } kn_sampler_config;
 

@@ -143,8 +143,10 @@ kn_latent_shape kn_request_latent(const kn_request *r, const kn_repository *repo
 {
     const int32_t spatial = kn_vae_spatial_factor(&repository->vae);
     const int32_t temporal = kn_vae_temporal_factor(&repository->vae);
-    return (kn_latent_shape){.channels = repository->vae.z_dim, .t = (r->frames - 1) / temporal + 1,
-                             .h = r->height / spatial, .w = r->width / spatial};
+    return (kn_latent_shape){.channels = repository->vae.z_dim,
+                             .t = (r->frames - 1) / temporal + 1,
+                             .h = r->height / spatial,
+                             .w = r->width / spatial};
 }
 
 /* ---- JSON ---- */
@@ -216,8 +218,12 @@ kn_status kn_request_from_json(kn_request *out, const char *text, const char *fi
     struct {
         const char *key;
         int32_t *out;
-    } const integers[] = {{"width", &r.width}, {"height", &r.height}, {"frames", &r.frames}, {"steps", &r.steps},
-                          {"fps_numerator", &r.fps_numerator}, {"fps_denominator", &r.fps_denominator}};
+    } const integers[] = {{"width", &r.width},
+                          {"height", &r.height},
+                          {"frames", &r.frames},
+                          {"steps", &r.steps},
+                          {"fps_numerator", &r.fps_numerator},
+                          {"fps_denominator", &r.fps_denominator}};
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
         KN_TRY(kn_config_int(&config, integers[i].key, 1, INT32_MAX, NULL, integers[i].out));
     KN_TRY(read_number(root, "guidance", file, &r.guidance));

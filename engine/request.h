@@ -31,7 +31,7 @@ typedef struct kn_request {
     uint64_t seed;
     bool has_sampler;
     kn_sampler_kind sampler;
-    double shift; /* of the sigmas */
+    double shift;        /* of the sigmas */
     int32_t sigma_count; /* explicit sigmas; 0: the sampler's own grid */
     double sigmas[KN_STEPS_MAX];
 } kn_request;

@@ -35,7 +35,7 @@ struct kn_umt5 {
 /* A layer's matrices, views into the mapping. */
 enum { Q, K, V, O, WI_0, WI_1, WO, MATRICES };
 static const char *const matrix_names[MATRICES] = {
-    "0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v", "0.SelfAttention.o",
+    "0.SelfAttention.q",     "0.SelfAttention.k",     "0.SelfAttention.v",   "0.SelfAttention.o",
     "1.DenseReluDense.wi_0", "1.DenseReluDense.wi_1", "1.DenseReluDense.wo",
 };
 
@@ -56,8 +56,12 @@ static kn_status view_layer(const kn_umt5 *e, int layer, layer_view *view)
         int64_t k = i == O ? inner : i == WO ? c->d_ff : c->d_model;
         snprintf(name, sizeof name, "encoder.block.%d.layer.%s.weight", layer, matrix_names[i]);
         KN_TRY(kn_weights_expect(e->weights, name, 2, (int64_t[]){n, k}, &view->tensors[i]));
-        view->weights[i] = (kn_weight){.data = view->tensors[i].data, .n = n, .k = k, .dtype = view->tensors[i].dtype,
-                                       .layout = KN_WEIGHT_PLAIN, .compute = e->compute};
+        view->weights[i] = (kn_weight){.data = view->tensors[i].data,
+                                       .n = n,
+                                       .k = k,
+                                       .dtype = view->tensors[i].dtype,
+                                       .layout = KN_WEIGHT_PLAIN,
+                                       .compute = e->compute};
     }
     snprintf(name, sizeof name, "encoder.block.%d.layer.0.SelfAttention.relative_attention_bias.weight", layer);
     KN_TRY(kn_weights_expect(e->weights, name, 2, (int64_t[]){c->relative_attention_num_buckets, c->num_heads},
@@ -113,8 +117,10 @@ kn_status kn_umt5_create(kn_umt5 **out, const kn_umt5_config *config, const kn_w
         st = KN_NOMEM;
         goto fail;
     }
-    const char *embedding = kn_weights_has(weights, "shared.weight") || !kn_weights_has(weights, "encoder.embed_tokens.weight")
-                                ? "shared.weight" : "encoder.embed_tokens.weight"; /* tied: either may be stored */
+    const char *embedding =
+        kn_weights_has(weights, "shared.weight") || !kn_weights_has(weights, "encoder.embed_tokens.weight")
+            ? "shared.weight"
+            : "encoder.embed_tokens.weight"; /* tied: either may be stored */
     KN_TRY(kn_weights_expect(weights, embedding, 2, (int64_t[]){config->vocab_size, config->d_model}, &e->embedding));
     layer_view view;
     for (int i = 0; i < config->num_layers; i++) KN_TRY(view_layer(e, i, &view));
@@ -167,11 +173,11 @@ static void fill_bias(const kn_umt5 *e, const kn_tensor *source, float *bias, in
 }
 
 typedef struct buffers {
-    kn_matrix x;             /* [tokens, d_model] f32 residual */
-    kn_matrix y;             /* [tokens, d_model] */
-    kn_matrix q, k, v, o;    /* [tokens, heads * d_kv] */
-    kn_matrix a, b;          /* [tokens, d_ff] */
-    float *bias;             /* [heads, 2 span - 1], host and device */
+    kn_matrix x;          /* [tokens, d_model] f32 residual */
+    kn_matrix y;          /* [tokens, d_model] */
+    kn_matrix q, k, v, o; /* [tokens, heads * d_kv] */
+    kn_matrix a, b;       /* [tokens, d_ff] */
+    float *bias;          /* [heads, 2 span - 1], host and device */
     int32_t span;
     const int32_t *offsets;
     int32_t sequences;
@@ -180,16 +186,28 @@ typedef struct buffers {
 
 static kn_matrix take(kn_arena *arena, int64_t rows, int64_t cols, kn_dtype dtype)
 {
-    return (kn_matrix){.data = kn_arena_take(arena, (size_t)(rows * cols) * kn_dtype_bytes(dtype)), .rows = rows,
-                       .cols = cols, .stride = cols, .dtype = dtype};
+    return (kn_matrix){.data = kn_arena_take(arena, (size_t)(rows * cols) * kn_dtype_bytes(dtype)),
+                       .rows = rows,
+                       .cols = cols,
+                       .stride = cols,
+                       .dtype = dtype};
 }
 
 static kn_attention_args attention_of(const kn_umt5 *e, const buffers *b)
 {
-    return (kn_attention_args){.out = b->o, .q = b->q, .k = b->k, .v = b->v, .heads = e->config.num_heads,
-                               .head_dim = e->config.d_kv, .scale = 1.0f, .sequences = b->sequences,
-                               .q_offsets = b->offsets, .k_offsets = b->offsets, .relative_bias = b->bias,
-                               .relative_span = b->span, .workspace = b->workspace};
+    return (kn_attention_args){.out = b->o,
+                               .q = b->q,
+                               .k = b->k,
+                               .v = b->v,
+                               .heads = e->config.num_heads,
+                               .head_dim = e->config.d_kv,
+                               .scale = 1.0f,
+                               .sequences = b->sequences,
+                               .q_offsets = b->offsets,
+                               .k_offsets = b->offsets,
+                               .relative_bias = b->bias,
+                               .relative_span = b->span,
+                               .workspace = b->workspace};
 }
 
 static buffers lay_out(const kn_umt5 *e, kn_arena *arena, const int32_t *offsets, int32_t sequences)
@@ -269,8 +287,11 @@ kn_status kn_umt5_encode(kn_umt5 *e, kn_stream *stream, kn_arena *arena, const i
                            e->config.vocab_size);
     const buffers b = lay_out(e, arena, offsets, sequences);
     KN_REQUIRE(!kn_arena_overflowed(arena));
-    const kn_matrix table = {.data = (void *)(uintptr_t)e->embedding.data, .rows = e->config.vocab_size,
-                             .cols = e->config.d_model, .stride = e->config.d_model, .dtype = e->embedding.dtype};
+    const kn_matrix table = {.data = (void *)(uintptr_t)e->embedding.data,
+                             .rows = e->config.vocab_size,
+                             .cols = e->config.d_model,
+                             .stride = e->config.d_model,
+                             .dtype = e->embedding.dtype};
     KN_TRY(e->ops->embed(stream, &(kn_embed_args){.out = b.x, .table = table, .ids = ids}));
     KN_TRY(view_layer(e, 0, &view));
     for (int i = 0; i < e->config.num_layers; i++) {

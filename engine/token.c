@@ -131,7 +131,7 @@ static kn_status encode_word(encoding *e, const char *word, size_t bytes)
     const kn_tokenizer *t = e->tokenizer;
     if (bytes == 0 || e->count >= e->wanted) return KN_OK;
     if (bytes + 1 > e->node_capacity) {
-        size_t capacity = (bytes + 1) * 2;
+        size_t capacity = bytes + 1 + (bytes < 4096 ? bytes : 4096);
         kn_free(e->nodes);
         e->nodes = kn_alloc_array(capacity, sizeof *e->nodes);
         e->node_capacity = e->nodes ? capacity : 0;

@@ -13,7 +13,7 @@ struct kn_vae_decoder {
     kn_vae *vae;
     kn_vae_run run;
     int32_t h, w;
-    float *planes; /* [3, height, width] of the frame just made */
+    float *planes;  /* [3, height, width] of the frame just made */
     int64_t frames; /* made so far */
     void *memory;
     kn_vae_frame_fn *frame;
@@ -35,9 +35,13 @@ static kn_status emit(kn_vae_decoder *d, kn_frame *x)
     KN_TRY(kn_vae_conv_look(run, &net->conv_out, normed, pixels, (kn_frame){0}));
     kn_vae_conv_remember(run, &net->conv_out, &normed);
     if (!run->pool.dry) {
-        KN_TRY(d->vae->ops->frame_unpack(
-            run->stream, &(kn_frame_unpack_args){.planes = d->planes, .plane_stride = (int64_t)height * width,
-                                                 .x = pixels, .scale = half, .shift = half, .low = 0.0f, .high = 1.0f}));
+        KN_TRY(d->vae->ops->frame_unpack(run->stream, &(kn_frame_unpack_args){.planes = d->planes,
+                                                                              .plane_stride = (int64_t)height * width,
+                                                                              .x = pixels,
+                                                                              .scale = half,
+                                                                              .shift = half,
+                                                                              .low = 0.0f,
+                                                                              .high = 1.0f}));
         KN_TRY(d->frame(d->context, d->frames, d->planes));
     }
     d->frames++;
@@ -97,10 +101,12 @@ kn_status kn_vae_decode(kn_vae_decoder *d, const float *latent, int64_t plane_st
     d->context = context;
     KN_TRY(kn_vae_take(run, &z, d->h, d->w, c->z_dim, KN_F32));
     if (!run->pool.dry)
-        KN_TRY(d->vae->ops->frame_pack(
-            run->stream, &(kn_frame_pack_args){.out = z, .planes = latent, .plane_stride = plane_stride,
-                                               .scale = normalized ? c->latents_std : NULL,
-                                               .shift = normalized ? c->latents_mean : NULL}));
+        KN_TRY(
+            d->vae->ops->frame_pack(run->stream, &(kn_frame_pack_args){.out = z,
+                                                                       .planes = latent,
+                                                                       .plane_stride = plane_stride,
+                                                                       .scale = normalized ? c->latents_std : NULL,
+                                                                       .shift = normalized ? c->latents_mean : NULL}));
     KN_TRY(kn_vae_take(run, &quantized, d->h, d->w, c->z_dim, KN_F32));
     KN_TRY(kn_vae_conv_run(run, &net->quant, z, quantized, (kn_frame){0}));
     kn_frame_give(&run->pool, &z);
@@ -122,8 +128,8 @@ static kn_status begin(kn_vae_decoder *d, kn_vae *vae, kn_stream *stream, int32_
     d->w = w;
     d->run.vae = vae;
     d->run.stream = stream;
-    d->planes = kn_arena_take(&d->run.pool.arena, KN_VAE_PIXEL_CHANNELS * factor * (size_t)h * factor * (size_t)w *
-                                                      sizeof *d->planes);
+    d->planes = kn_arena_take(&d->run.pool.arena,
+                              KN_VAE_PIXEL_CHANNELS * factor * (size_t)h * factor * (size_t)w * sizeof *d->planes);
     kn_vae_run_reserve(&d->run, &vae->decoder.middle.attention, h, w);
     return KN_OK;
 }

@@ -11,7 +11,7 @@ struct kn_vae_encoder {
     kn_vae *vae;
     kn_vae_run run;
     int32_t height, width;
-    float *latent; /* [z_dim, h, w] */
+    float *latent;   /* [z_dim, h, w] */
     int64_t latents; /* made so far */
     void *memory;
     kn_vae_latent_fn *sink;
@@ -36,9 +36,8 @@ static kn_status emit(kn_vae_encoder *e, kn_frame *x)
     KN_TRY(kn_vae_conv_run(run, &net->quant, moments, quantized, (kn_frame){0}));
     kn_frame_give(&run->pool, &moments);
     if (!run->pool.dry) {
-        KN_TRY(e->vae->ops->frame_unpack(run->stream, &(kn_frame_unpack_args){.planes = e->latent,
-                                                                              .plane_stride = (int64_t)h * w,
-                                                                              .x = quantized}));
+        KN_TRY(e->vae->ops->frame_unpack(
+            run->stream, &(kn_frame_unpack_args){.planes = e->latent, .plane_stride = (int64_t)h * w, .x = quantized}));
         /* The first z_dim planes are the mean, the rest the log-variance. */
         KN_TRY(e->sink(e->context, e->latents, e->latent));
     }
@@ -128,8 +127,8 @@ static kn_status begin(kn_vae_encoder *e, kn_vae *vae, kn_stream *stream, int32_
     e->width = width;
     e->run.vae = vae;
     e->run.stream = stream;
-    e->latent = kn_arena_take(&e->run.pool.arena, (size_t)vae->encoder.quant.out * (size_t)h * (size_t)w *
-                                                      sizeof *e->latent);
+    e->latent =
+        kn_arena_take(&e->run.pool.arena, (size_t)vae->encoder.quant.out * (size_t)h * (size_t)w * sizeof *e->latent);
     kn_vae_run_reserve(&e->run, &vae->encoder.middle.attention, h, w);
     return KN_OK;
 }

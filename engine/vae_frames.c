@@ -6,8 +6,8 @@ size_t kn_frame_bytes(int32_t height, int32_t width, int32_t channels, kn_dtype 
     return (size_t)(height + 2 * border) * (size_t)(width + 2 * border) * (size_t)channels * kn_dtype_bytes(dtype);
 }
 
-static kn_frame_class *find_class(kn_frame_pool *pool, int32_t height, int32_t width, int32_t channels,
-                                  kn_dtype dtype, int32_t border)
+static kn_frame_class *find_class(kn_frame_pool *pool, int32_t height, int32_t width, int32_t channels, kn_dtype dtype,
+                                  int32_t border)
 {
     for (int i = 0; i < pool->classes; i++) {
         kn_frame_class *c = &pool->class_of[i];
@@ -27,8 +27,12 @@ kn_status kn_frame_take(kn_frame_pool *pool, kn_frame *out, int32_t height, int3
     kn_frame_class *c = find_class(pool, height, width, channels, dtype, border);
     if (!c) return kn_fail(KN_BUG, "more than %d frame geometries", KN_FRAME_CLASSES_MAX);
     const int32_t row_stride = width + 2 * border;
-    *out = (kn_frame){.height = height, .width = width, .channels = channels, .row_stride = row_stride,
-                      .border = border, .dtype = dtype};
+    *out = (kn_frame){.height = height,
+                      .width = width,
+                      .channels = channels,
+                      .row_stride = row_stride,
+                      .border = border,
+                      .dtype = dtype};
     if (c->idle > 0) {
         out->data = c->frames[--c->idle];
         return KN_OK;

@@ -24,8 +24,8 @@ typedef struct kn_frame_class {
     int32_t height, width, channels;
     kn_dtype dtype;
     int32_t border;
-    int32_t made;  /* frames that exist */
-    int32_t idle;  /* of them not taken */
+    int32_t made;                          /* frames that exist */
+    int32_t idle;                          /* of them not taken */
     void *frames[KN_FRAMES_PER_CLASS_MAX]; /* idle ones, a stack; pixel (0, 0) */
 } kn_frame_class;
 

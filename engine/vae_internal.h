@@ -20,7 +20,7 @@ typedef struct kn_vae_conv {
     int32_t kt, k; /* k x k pixels */
     int32_t in, out;
     kn_conv_mode mode;
-    kn_dtype dtype; /* of its input */
+    kn_dtype dtype;  /* of its input */
     int32_t history; /* index; -1 for kt = 1 */
 } kn_vae_conv;
 

@@ -19,17 +19,33 @@ static kn_status launch(kn_vae_run *run, const kn_conv_args *args, const kn_vae_
 
 kn_status kn_vae_conv_run(kn_vae_run *run, const kn_vae_conv *conv, kn_frame in, kn_frame out, kn_frame residual)
 {
-    return launch(run, &(kn_conv_args){.out = out, .in = {in}, .kt = 1, .kh = conv->k, .kw = conv->k,
-                                       .mode = conv->mode, .w = &conv->layer.w, .bias = conv->layer.bias,
-                                       .residual = residual}, conv);
+    return launch(run,
+                  &(kn_conv_args){.out = out,
+                                  .in = {in},
+                                  .kt = 1,
+                                  .kh = conv->k,
+                                  .kw = conv->k,
+                                  .mode = conv->mode,
+                                  .w = &conv->layer.w,
+                                  .bias = conv->layer.bias,
+                                  .residual = residual},
+                  conv);
 }
 
 kn_status kn_vae_conv_look(kn_vae_run *run, const kn_vae_conv *conv, kn_frame in, kn_frame out, kn_frame residual)
 {
     const kn_frame *history = run->history[conv->history];
-    return launch(run, &(kn_conv_args){.out = out, .in = {history[0], history[1], in}, .kt = 3, .kh = conv->k,
-                                       .kw = conv->k, .mode = conv->mode, .w = &conv->layer.w,
-                                       .bias = conv->layer.bias, .residual = residual}, conv);
+    return launch(run,
+                  &(kn_conv_args){.out = out,
+                                  .in = {history[0], history[1], in},
+                                  .kt = 3,
+                                  .kh = conv->k,
+                                  .kw = conv->k,
+                                  .mode = conv->mode,
+                                  .w = &conv->layer.w,
+                                  .bias = conv->layer.bias,
+                                  .residual = residual},
+                  conv);
 }
 
 void kn_vae_conv_remember(kn_vae_run *run, const kn_vae_conv *conv, kn_frame *in)
@@ -86,9 +102,16 @@ void kn_vae_run_reserve(kn_vae_run *run, const kn_vae_attention *a, int32_t h, i
     const int64_t rows = (int64_t)h * w, cols = 3 * (int64_t)a->channels;
     const int32_t offsets[2] = {0, (int32_t)rows};
     run->qkv = (kn_matrix){.data = kn_arena_take(&run->pool.arena, (size_t)(rows * cols) * sizeof(float)),
-                           .rows = rows, .cols = cols, .stride = cols, .dtype = KN_F32};
-    const kn_attention_args shape = {.q.dtype = KN_F32, .heads = 1, .head_dim = a->channels, .sequences = 1,
-                                     .q_offsets = offsets, .k_offsets = offsets};
+                           .rows = rows,
+                           .cols = cols,
+                           .stride = cols,
+                           .dtype = KN_F32};
+    const kn_attention_args shape = {.q.dtype = KN_F32,
+                                     .heads = 1,
+                                     .head_dim = a->channels,
+                                     .sequences = 1,
+                                     .q_offsets = offsets,
+                                     .k_offsets = offsets};
     run->attention_workspace = kn_arena_take(&run->pool.arena, run->vae->ops->attention_workspace(&shape));
 }
 
@@ -105,20 +128,19 @@ static kn_status attend(kn_vae_run *run, const kn_vae_attention *a, kn_matrix ro
     kn_status st = KN_OK;
     const kn_ops *ops = run->vae->ops;
     const int32_t offsets[2] = {0, (int32_t)rows.rows};
-    KN_TRY(ops->gemm(run->stream,
-                     &(kn_gemm_args){.out = run->qkv, .a = rows, .w = &a->qkv.w, .bias = a->qkv.bias}));
-    KN_TRY(ops->attention(run->stream, &(kn_attention_args){
-                                           .out = rows,
-                                           .q = columns_of(run->qkv, 0, a->channels),
-                                           .k = columns_of(run->qkv, a->channels, a->channels),
-                                           .v = columns_of(run->qkv, 2 * (int64_t)a->channels, a->channels),
-                                           .heads = 1,
-                                           .head_dim = a->channels,
-                                           .scale = 1.0f / sqrtf((float)a->channels),
-                                           .sequences = 1,
-                                           .q_offsets = offsets,
-                                           .k_offsets = offsets,
-                                           .workspace = run->attention_workspace}));
+    KN_TRY(ops->gemm(run->stream, &(kn_gemm_args){.out = run->qkv, .a = rows, .w = &a->qkv.w, .bias = a->qkv.bias}));
+    KN_TRY(ops->attention(run->stream,
+                          &(kn_attention_args){.out = rows,
+                                               .q = columns_of(run->qkv, 0, a->channels),
+                                               .k = columns_of(run->qkv, a->channels, a->channels),
+                                               .v = columns_of(run->qkv, 2 * (int64_t)a->channels, a->channels),
+                                               .heads = 1,
+                                               .head_dim = a->channels,
+                                               .scale = 1.0f / sqrtf((float)a->channels),
+                                               .sequences = 1,
+                                               .q_offsets = offsets,
+                                               .k_offsets = offsets,
+                                               .workspace = run->attention_workspace}));
 fail:
     return st;
 }
@@ -132,7 +154,8 @@ static kn_status attention_run(kn_vae_run *run, const kn_vae_attention *a, kn_fr
     KN_TRY(kn_vae_norm(run, x, a->norm, false, dense));
     run->flop += 2.0 * (double)pixels * 3.0 * (double)(c * c) + 4.0 * (double)pixels * (double)pixels * (double)c;
     if (!run->pool.dry)
-        KN_TRY(attend(run, a, (kn_matrix){.data = dense.data, .rows = pixels, .cols = c, .stride = c, .dtype = KN_F32}));
+        KN_TRY(
+            attend(run, a, (kn_matrix){.data = dense.data, .rows = pixels, .cols = c, .stride = c, .dtype = KN_F32}));
     KN_TRY(kn_vae_conv_run(run, &a->proj, dense, x, x));
     kn_frame_give(&run->pool, &dense);
 fail:

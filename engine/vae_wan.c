@@ -104,8 +104,8 @@ static kn_status load_upsampler(kn_loader *l, kn_vae_network *net, kn_vae_resamp
     kn_status st = KN_OK;
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "%s.resample.1", prefix);
-    KN_TRY(load_conv(l, &r->space, &net->histories, name, 1, 3, channels, channels / 2, KN_F32, KN_CONV_UP_NEAREST, 1,
-                     0));
+    KN_TRY(
+        load_conv(l, &r->space, &net->histories, name, 1, 3, channels, channels / 2, KN_F32, KN_CONV_UP_NEAREST, 1, 0));
     if (!r->temporal) return KN_OK;
     snprintf(name, sizeof name, "%s.time_conv", prefix);
     for (int part = 0; part < 2; part++) /* output channels [0, C) are the even frame, [C, 2C) the odd one */
@@ -123,10 +123,10 @@ kn_status kn_vae_load_decoder(kn_loader *l, kn_vae *vae)
     char name[PREFIX_BYTES];
     const int32_t top = c->decoder_base_dim * c->dim_mult[c->stages - 1];
     net->histories = 0;
-    KN_TRY(load_conv(l, &net->quant, &net->histories, "post_quant_conv", 1, 1, c->z_dim, c->z_dim, KN_F32,
-                     KN_CONV_SAME, 1, 0));
-    KN_TRY(load_conv(l, &net->conv_in, &net->histories, "decoder.conv_in", 3, 3, c->z_dim, top, KN_F32, KN_CONV_SAME,
+    KN_TRY(load_conv(l, &net->quant, &net->histories, "post_quant_conv", 1, 1, c->z_dim, c->z_dim, KN_F32, KN_CONV_SAME,
                      1, 0));
+    KN_TRY(load_conv(l, &net->conv_in, &net->histories, "decoder.conv_in", 3, 3, c->z_dim, top, KN_F32, KN_CONV_SAME, 1,
+                     0));
     KN_TRY(load_middle(l, vae, net, "decoder", top));
     int32_t in = top;
     for (int i = 0; i < c->stages; i++) {

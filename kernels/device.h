@@ -18,7 +18,7 @@ typedef struct kn_event kn_event;
 typedef struct kn_device_params {
     const char *name; /* "cpu" */
     int32_t threads;  /* CPU: worker threads including the caller; 0: all cores */
-    const char *isa;  /* CPU: highest tier to use: "ref", "avx2", "avx512", "avx512bf16"; NULL: what the processor has */
+    const char *isa; /* CPU: highest tier to use: "ref", "avx2", "avx512", "avx512bf16"; NULL: what the processor has */
 } kn_device_params;
 
 /* KN_INVALID: a tier that does not exist. KN_UNAVAILABLE: no such device, or a

@@ -14,7 +14,8 @@ typedef struct kn_device_backend {
     kn_status (*stream_create)(kn_stream **out, kn_device *device);
     void (*stream_destroy)(kn_stream *stream);
     kn_status (*stream_synchronize)(kn_stream *stream);
-    kn_status (*stream_copy)(kn_stream *stream, void *destination, const void *source, size_t bytes); /* any direction */
+    kn_status (*stream_copy)(kn_stream *stream, void *destination, const void *source,
+                             size_t bytes); /* any direction */
     kn_status (*stream_zero)(kn_stream *stream, void *memory, size_t bytes);
     kn_status (*event_create)(kn_event **out, kn_device *device);
     void (*event_destroy)(kn_event *event);

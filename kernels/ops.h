@@ -58,11 +58,11 @@ typedef enum kn_weight_layout { KN_WEIGHT_PLAIN, KN_WEIGHT_PANEL } kn_weight_lay
 typedef struct kn_weight {
     const void *data;
     int64_t n, k;
-    kn_dtype dtype;          /* of data */
+    kn_dtype dtype; /* of data */
     kn_weight_layout layout;
-    int32_t panel;           /* PANEL: output columns in one panel */
-    int32_t pair;            /* PANEL: consecutive k stored side by side (2 for bf16 dot products) */
-    kn_dtype compute;        /* products are formed from values rounded to this type, summed in f32 */
+    int32_t panel;    /* PANEL: output columns in one panel */
+    int32_t pair;     /* PANEL: consecutive k stored side by side (2 for bf16 dot products) */
+    kn_dtype compute; /* products are formed from values rounded to this type, summed in f32 */
 } kn_weight;
 
 typedef enum kn_activation { KN_ACT_NONE, KN_ACT_GELU_TANH, KN_ACT_SILU } kn_activation;
@@ -182,8 +182,8 @@ typedef struct kn_timestep_embed_args {
 /* rows[token(t, y, x), ((c * 2 + dy) * 2 + dx)] = latent[c, t, 2y + dy, 2x + dx];
  * tokens frame-major, then row, then column. */
 typedef struct kn_patchify_args {
-    kn_matrix out;       /* [t * h/2 * w/2, channels * 4] */
-    const float *latent; /* [channels, t, h, w] f32 */
+    kn_matrix out;             /* [t * h/2 * w/2, channels * 4] */
+    const float *latent;       /* [channels, t, h, w] f32 */
     int32_t channels, t, h, w; /* h, w even */
 } kn_patchify_args;
 
@@ -210,7 +210,7 @@ typedef struct kn_lincomb_args {
  * data[(y * row_stride + x) * channels + c]. A convolution may read `border`
  * pixels outside on every side; they exist in memory and are zero. */
 typedef struct kn_frame {
-    void *data;         /* pixel (0, 0); NULL as a convolution's input: a frame of zeros */
+    void *data; /* pixel (0, 0); NULL as a convolution's input: a frame of zeros */
     int32_t height, width, channels;
     int32_t row_stride; /* pixels, >= width + 2 * border */
     int32_t border;     /* 0 or 1 */
@@ -270,7 +270,7 @@ typedef struct kn_frame_unpack_args {
 
 /* The table of one device: the best allowed implementation of each operator. */
 typedef struct kn_ops {
-#define KN_OP(name, summary) kn_status (*name)(kn_stream *stream, const kn_##name##_args *args);
+#define KN_OP(name, summary) kn_status (*name)(kn_stream * stream, const kn_##name##_args *args);
 #include "kernels/ops.inc"
 #undef KN_OP
     /* Bytes of kn_attention_args.workspace; data pointers need not be set. */

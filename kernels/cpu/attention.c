@@ -7,12 +7,12 @@
  * one block of query rows of one head and walks the keys in blocks, always from the
  * first key and always in the same blocks:
  *
- *   s = q k^T            microkernel, panels of keys
- *   m' = max(m, max s),  p = 2^(c s - m'),  l = l 2^(m - m') + sum p
- *   o = o 2^(m - m') + p v     microkernel, panels of value columns
+ *   s = q k^T                          microkernel, panels of keys
+ *   m' = max(m, max s),  p = 2^(c (s - m')),  l = l 2^(c (m - m')) + sum p
+ *   o = o 2^(c (m - m')) + p v         microkernel, panels of value columns
  *
  * A row's result depends on its own query and the keys alone: blocks of keys do not
- * depend on where queries are cut. Logits are kept in base 2 (c = scale log2 e).
+ * depend on where queries are cut. Exponentials are in base 2 (c = scale log2 e).
  * With bf16 inputs the probabilities are rounded to bf16 for the second product and
  * summed before rounding. */
 #include <assert.h>
@@ -37,10 +37,10 @@ typedef struct attention_job {
     const kn_attention_args *args;
     kn_device_cpu *device;
     bool bf16;
-    int64_t head_units;    /* head_dim in 32-bit units */
-    int64_t value_panels;  /* panels across head_dim */
-    uint32_t *keys;        /* [sequence][head][key panel][head_units][NR] */
-    uint32_t *values;      /* [sequence][head][value panel][key units][NR] */
+    int64_t head_units;   /* head_dim in 32-bit units */
+    int64_t value_panels; /* panels across head_dim */
+    uint32_t *keys;       /* [sequence][head][key panel][head_units][NR] */
+    uint32_t *values;     /* [sequence][head][value panel][key units][NR] */
 } attention_job;
 
 static int64_t padded_keys(int64_t keys)
@@ -175,7 +175,7 @@ static void pack_tile(void *context, int64_t tile, int worker)
 
 /* State of one query row between key blocks. */
 typedef struct softmax_row {
-    float max; /* base-2 logit */
+    float max; /* of the logits, before they are scaled */
     float sum;
 } softmax_row;
 
@@ -195,15 +195,16 @@ KN_INLINE float softmax_block(softmax_row *state, float *s, uint16_t *p, float c
         high0 = v_max(high0, v_load(s + i));
         high1 = v_max(high1, v_load(s + i + VL));
     }
-    float max = v_max_of(v_max(high0, high1)) * c;
+    float max = v_max_of(v_max(high0, high1));
     if (!first && state->max > max) max = state->max;
-    float factor = first ? 0.0f : exp2f(state->max - max);
+    float factor = first ? 0.0f : exp2f((state->max - max) * c);
 
     vf sum0 = v_zero(), sum1 = v_zero();
-    vf scale = v_set1(c), offset = v_set1(-max);
+    vf scale = v_set1(c), highest = v_set1(max);
     for (i = 0; i < padded; i += 2 * VL) { /* padded is a multiple of NR = 2 VL */
-        vf a = v_fma(v_load(s + i), scale, offset);
-        vf b = v_fma(v_load(s + i + VL), scale, offset);
+        /* Subtracted before it is scaled: the largest logit gives exactly 2^0, however large it is. */
+        vf a = v_mul(v_sub(v_load(s + i), highest), scale);
+        vf b = v_mul(v_sub(v_load(s + i + VL), highest), scale);
         if (p) {
             a = v_exp2_short(a);
             b = v_exp2_short(b);
@@ -294,7 +295,8 @@ kn_status KN_TIERED(kn_attention)(kn_stream *stream, const kn_attention_args *g)
 {
     assert(g->q.dtype == g->k.dtype && g->k.dtype == g->v.dtype);
     assert(g->q.dtype == KN_F32 || (g->head_dim % 2 == 0 && g->k.stride % 2 == 0));
-    assert((size_t)QUERY_BLOCK * (KEY_BLOCK * 6 + (size_t)kn_tiles(g->head_dim, NR) * NR * 4 + 64) < KN_CPU_SCRATCH_BYTES);
+    assert((size_t)QUERY_BLOCK * (KEY_BLOCK * 6 + (size_t)kn_tiles(g->head_dim, NR) * NR * 4 + 64) <
+           KN_CPU_SCRATCH_BYTES);
     attention_job job = job_of(g);
     job.device = kn_cpu_of(stream);
     job.keys = g->workspace;

@@ -39,8 +39,14 @@ enum { NV = 2, NR = NV * VL };
 
 #if defined(KN_TIER_AVX2)
 typedef __m256i vi;
-KN_INLINE vi vi_load(const void *p) { return _mm256_load_si256((const __m256i *)p); }
-KN_INLINE vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
+KN_INLINE vi vi_load(const void *p)
+{
+    return _mm256_load_si256((const __m256i *)p);
+}
+KN_INLINE vi vi_set1(int32_t x)
+{
+    return _mm256_set1_epi32(x);
+}
 KN_INLINE vf v_dot_bf16(vf acc, vi a, vi b)
 {
     vi high = _mm256_set1_epi32((int)0xffff0000u);
@@ -49,8 +55,14 @@ KN_INLINE vf v_dot_bf16(vf acc, vi a, vi b)
 }
 #else
 typedef __m512i vi;
-KN_INLINE vi vi_load(const void *p) { return _mm512_load_si512(p); }
-KN_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
+KN_INLINE vi vi_load(const void *p)
+{
+    return _mm512_load_si512(p);
+}
+KN_INLINE vi vi_set1(int32_t x)
+{
+    return _mm512_set1_epi32(x);
+}
 KN_INLINE vf v_dot_bf16(vf acc, vi a, vi b)
 {
 #if defined(KN_TIER_AVX512BF16)
@@ -109,29 +121,41 @@ KN_INLINE void brgemm_rows(const int mr, const bool bf16, const char *const *a, 
     }
 }
 
-#define BRGEMM(mr)                                                                                                   \
-    static void brgemm_f32_##mr(const char *const *a, int taps, int64_t a_offset, int64_t a_stride, int64_t units,   \
-                                const uint32_t *panel, float *c, int64_t c_stride, bool first)                       \
-    {                                                                                                                \
-        brgemm_rows(mr, false, a, taps, a_offset, a_stride, units, panel, c, c_stride, first);                       \
-    }                                                                                                                \
-    static void brgemm_bf16_##mr(const char *const *a, int taps, int64_t a_offset, int64_t a_stride, int64_t units,  \
-                                 const uint32_t *panel, float *c, int64_t c_stride, bool first)                      \
-    {                                                                                                                \
-        brgemm_rows(mr, true, a, taps, a_offset, a_stride, units, panel, c, c_stride, first);                        \
+/* clang-format off: a list of instantiations. */
+#define BRGEMM(kind, bf16, mr)                                                                                         \
+    static void brgemm_##kind##_##mr(const char *const *a, int taps, int64_t a_offset, int64_t a_stride,               \
+                                     int64_t units, const uint32_t *panel, float *c, int64_t c_stride, bool first)     \
+    {                                                                                                                  \
+        brgemm_rows(mr, bf16, a, taps, a_offset, a_stride, units, panel, c, c_stride, first);                          \
     }
-
-BRGEMM(1) BRGEMM(2) BRGEMM(3) BRGEMM(4) BRGEMM(5) BRGEMM(6)
-#if !defined(KN_TIER_AVX2)
-BRGEMM(7) BRGEMM(8) BRGEMM(9) BRGEMM(10) BRGEMM(11) BRGEMM(12)
-#define BRGEMM_WIDE(kind) brgemm_##kind##_7, brgemm_##kind##_8, brgemm_##kind##_9, brgemm_##kind##_10, brgemm_##kind##_11, brgemm_##kind##_12
+#define BRGEMM_NARROW(kind, bf16)                                                                                      \
+    BRGEMM(kind, bf16, 1)                                                                                              \
+    BRGEMM(kind, bf16, 2) BRGEMM(kind, bf16, 3) BRGEMM(kind, bf16, 4) BRGEMM(kind, bf16, 5) BRGEMM(kind, bf16, 6)
+#define BRGEMM_NARROW_NAMES(kind)                                                                                      \
+    brgemm_##kind##_1, brgemm_##kind##_2, brgemm_##kind##_3, brgemm_##kind##_4, brgemm_##kind##_5, brgemm_##kind##_6
+BRGEMM_NARROW(f32, false)
+BRGEMM_NARROW(bf16, true)
+#if defined(KN_TIER_AVX2)
+#define BRGEMM_TABLE(kind)                                                                                             \
+    {                                                                                                                  \
+        NULL, BRGEMM_NARROW_NAMES(kind)                                                                                \
+    }
 #else
-#define BRGEMM_WIDE(kind) NULL
+#define BRGEMM_WIDE(kind, bf16)                                                                                        \
+    BRGEMM(kind, bf16, 7)                                                                                              \
+    BRGEMM(kind, bf16, 8) BRGEMM(kind, bf16, 9) BRGEMM(kind, bf16, 10) BRGEMM(kind, bf16, 11) BRGEMM(kind, bf16, 12)
+BRGEMM_WIDE(f32, false)
+BRGEMM_WIDE(bf16, true)
+#define BRGEMM_TABLE(kind)                                                                                             \
+    {                                                                                                                  \
+        NULL, BRGEMM_NARROW_NAMES(kind), brgemm_##kind##_7, brgemm_##kind##_8, brgemm_##kind##_9, brgemm_##kind##_10,  \
+            brgemm_##kind##_11, brgemm_##kind##_12                                                                     \
+    }
 #endif
-#define BRGEMM_TABLE(kind) {NULL, brgemm_##kind##_1, brgemm_##kind##_2, brgemm_##kind##_3, brgemm_##kind##_4, brgemm_##kind##_5, brgemm_##kind##_6, BRGEMM_WIDE(kind)}
+/* clang-format on */
 
 /* [bf16][rows] */
-static brgemm_fn *const brgemm_table[2][14] = {BRGEMM_TABLE(f32), BRGEMM_TABLE(bf16)};
+static brgemm_fn *const brgemm_table[2][MR + 1] = {BRGEMM_TABLE(f32), BRGEMM_TABLE(bf16)};
 
 /* c[rows, NR] for any number of rows. */
 KN_INLINE void brgemm(bool bf16, int64_t rows, const char *const *a, int taps, int64_t a_stride, int64_t units,

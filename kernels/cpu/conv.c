@@ -34,12 +34,12 @@ _Static_assert((size_t)(TILE_PIXELS + 64) * (TILE_CHANNELS + NR) * 4 < KN_CPU_SC
 typedef struct conv_job {
     const kn_conv_args *args;
     kn_device_cpu *device;
-    int64_t units;        /* per tap: input channels in 32-bit units */
-    int64_t tile_rows;    /* output rows (enlarging: rows of one vertical parity) */
-    int64_t tile_width;   /* output pixels of a row, or input pixels when enlarging */
+    int64_t units;      /* per tap: input channels in 32-bit units */
+    int64_t tile_rows;  /* output rows (enlarging: rows of one vertical parity) */
+    int64_t tile_width; /* output pixels of a row, or input pixels when enlarging */
     int64_t tile_channels;
     int64_t row_tiles, column_tiles, parities;
-    int64_t columns;      /* pixels a row is cut into tile_width runs of */
+    int64_t columns; /* pixels a row is cut into tile_width runs of */
 } conv_job;
 
 static bool enlarges(const kn_conv_args *g)
@@ -75,7 +75,7 @@ static int tap_pointers(const kn_conv_args *g, const char **taps, int64_t y, int
 }
 
 typedef struct tile_place {
-    int64_t y0, rows;      /* output rows, or input rows when enlarging */
+    int64_t y0, rows; /* output rows, or input rows when enlarging */
     int64_t x0, width;
     int64_t n0, channels;
     int py, px;
@@ -112,7 +112,8 @@ static void store_row(const kn_conv_args *g, const tile_place *p, int64_t row, c
         float *out = (float *)g->out.data + (y * g->out.row_stride + x) * g->out.channels + p->n0;
         const float *residual = NULL;
         if (g->residual.data)
-            residual = (const float *)g->residual.data + (y * g->residual.row_stride + x) * g->residual.channels + p->n0;
+            residual =
+                (const float *)g->residual.data + (y * g->residual.row_stride + x) * g->residual.channels + p->n0;
         for (int64_t j = 0; j < p->channels; j += VL) {
             int64_t n = p->channels - j < VL ? p->channels - j : VL;
             vf v = v_load(c + j);
@@ -139,8 +140,8 @@ static void conv_tile(void *context, int64_t tile, int worker)
     const int taps_per_frame = taps / g->kt;
     const int64_t panels = kn_tiles(p.channels, NR), all_panels = kn_tiles(g->w->n, NR);
     const int64_t c_stride = panels * NR;
-    const int64_t a_stride = g->in[g->kt - 1].channels * (int64_t)kn_dtype_bytes(g->in[g->kt - 1].dtype) *
-                             (g->mode == KN_CONV_DOWN ? 2 : 1);
+    const int64_t a_stride =
+        g->in[g->kt - 1].channels * (int64_t)kn_dtype_bytes(g->in[g->kt - 1].dtype) * (g->mode == KN_CONV_DOWN ? 2 : 1);
     const uint32_t *weights = (const uint32_t *)g->w->data + (p.py * 2 + p.px) * all_panels * UP_TAPS * job->units * NR;
     float *c = kn_cpu_scratch(job->device, worker);
     bool first = true;
@@ -278,8 +279,13 @@ kn_status KN_TIERED(kn_conv_weight_prepare)(kn_stream *stream, kn_weight *out, v
     conv_prepare_job job = {.source = source, .shape = g, .destination = destination};
     job.panels = kn_tiles(g->out.channels, NR);
     kn_cpu_run(stream, job.panels * (enlarges(g) ? 4 : 1), prepare_conv_panel, &job);
-    *out = (kn_weight){.data = destination, .n = g->out.channels, .k = conv_taps(g) * in->channels,
-                       .dtype = in->dtype, .layout = KN_WEIGHT_PANEL, .panel = NR,
-                       .pair = in->dtype == KN_BF16 ? 2 : 1, .compute = in->dtype};
+    *out = (kn_weight){.data = destination,
+                       .n = g->out.channels,
+                       .k = conv_taps(g) * in->channels,
+                       .dtype = in->dtype,
+                       .layout = KN_WEIGHT_PANEL,
+                       .panel = NR,
+                       .pair = in->dtype == KN_BF16 ? 2 : 1,
+                       .compute = in->dtype};
     return KN_OK;
 }

@@ -38,9 +38,12 @@ typedef struct gemm_job {
 } gemm_job;
 
 _Static_assert(((size_t)PLAIN_TILE_ROWS * (PLAIN_TILE_COLUMNS + K_BLOCK_UNITS) + (size_t)NR * K_BLOCK_UNITS) * 4 +
-                       65536 < KN_CPU_SCRATCH_BYTES, "a plain tile fits the scratch");
+                       65536 <
+                   KN_CPU_SCRATCH_BYTES,
+               "a plain tile fits the scratch");
 _Static_assert(((size_t)TILE_ROWS * (TILE_COLUMNS + K_BLOCK_UNITS) + (size_t)NR * K_BLOCK_UNITS) * 4 + 65536 <
-                       KN_CPU_SCRATCH_BYTES, "a panel tile fits the scratch");
+                   KN_CPU_SCRATCH_BYTES,
+               "a panel tile fits the scratch");
 
 void KN_TIERED(kn_convert_row)(uint32_t *units, kn_dtype compute, const void *source, kn_dtype dtype, int64_t k)
 {
@@ -220,7 +223,13 @@ kn_status KN_TIERED(kn_weight_prepare)(kn_stream *stream, kn_weight *out, void *
     prepare_job job = {.source = *source, .destination = destination, .device = kn_cpu_of(stream)};
     job.source.compute = compute;
     kn_cpu_run(stream, kn_tiles(source->n, NR), prepare_panel, &job);
-    *out = (kn_weight){.data = destination, .n = source->n, .k = source->k, .dtype = compute,
-                       .layout = KN_WEIGHT_PANEL, .panel = NR, .pair = compute == KN_BF16 ? 2 : 1, .compute = compute};
+    *out = (kn_weight){.data = destination,
+                       .n = source->n,
+                       .k = source->k,
+                       .dtype = compute,
+                       .layout = KN_WEIGHT_PANEL,
+                       .panel = NR,
+                       .pair = compute == KN_BF16 ? 2 : 1,
+                       .compute = compute};
     return KN_OK;
 }

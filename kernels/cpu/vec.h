@@ -28,20 +28,62 @@
 enum { VL = 8 };
 typedef __m256 vf;
 
-KN_INLINE vf v_set1(float x) { return _mm256_set1_ps(x); }
-KN_INLINE vf v_zero(void) { return _mm256_setzero_ps(); }
-KN_INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
-KN_INLINE void v_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
-KN_INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
-KN_INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
-KN_INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
-KN_INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-KN_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }   /* a b + c */
-KN_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } /* c - a b */
-KN_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-KN_INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
-KN_INLINE vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
-KN_INLINE vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+KN_INLINE vf v_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+KN_INLINE vf v_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+KN_INLINE vf v_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+KN_INLINE void v_store(float *p, vf x)
+{
+    _mm256_storeu_ps(p, x);
+}
+KN_INLINE vf v_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+KN_INLINE vf v_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+KN_INLINE vf v_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+KN_INLINE vf v_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+KN_INLINE vf v_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+} /* a b + c */
+KN_INLINE vf v_fnma(vf a, vf b, vf c)
+{
+    return _mm256_fnmadd_ps(a, b, c);
+} /* c - a b */
+KN_INLINE vf v_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+KN_INLINE vf v_min(vf a, vf b)
+{
+    return _mm256_min_ps(a, b);
+}
+KN_INLINE vf v_sqrt(vf a)
+{
+    return _mm256_sqrt_ps(a);
+}
+KN_INLINE vf v_round(vf a)
+{
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 /* x 2^n for integral n in [-126, 127]. */
 KN_INLINE vf v_scale_exponent(vf x, vf n)
@@ -69,8 +111,14 @@ KN_INLINE __m256i v_mask(int64_t n)
 {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-KN_INLINE vf v_load_n(const float *p, int64_t n) { return _mm256_maskload_ps(p, v_mask(n)); }
-KN_INLINE void v_store_n(float *p, vf x, int64_t n) { _mm256_maskstore_ps(p, v_mask(n), x); }
+KN_INLINE vf v_load_n(const float *p, int64_t n)
+{
+    return _mm256_maskload_ps(p, v_mask(n));
+}
+KN_INLINE void v_store_n(float *p, vf x, int64_t n)
+{
+    _mm256_maskstore_ps(p, v_mask(n), x);
+}
 
 KN_INLINE vf v_load_bf16(const uint16_t *p)
 {
@@ -89,36 +137,102 @@ KN_INLINE __m128i v_to_bf16(vf x)
     __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(top, top), 0x08);
     return _mm256_castsi256_si128(packed);
 }
-KN_INLINE void v_store_bf16(uint16_t *p, vf x) { _mm_storeu_si128((__m128i *)p, v_to_bf16(x)); }
-KN_INLINE vf v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+KN_INLINE void v_store_bf16(uint16_t *p, vf x)
+{
+    _mm_storeu_si128((__m128i *)p, v_to_bf16(x));
+}
+KN_INLINE vf v_load_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
 
 #else /* AVX-512 tiers */
 
 enum { VL = 16 };
 typedef __m512 vf;
 
-KN_INLINE vf v_set1(float x) { return _mm512_set1_ps(x); }
-KN_INLINE vf v_zero(void) { return _mm512_setzero_ps(); }
-KN_INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
-KN_INLINE void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
-KN_INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-KN_INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
-KN_INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-KN_INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-KN_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a b + c */
-KN_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
-KN_INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-KN_INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-KN_INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
-KN_INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-KN_INLINE vf v_scale_exponent(vf x, vf n) { return _mm512_scalef_ps(x, n); }
-KN_INLINE float v_sum(vf a) { return _mm512_reduce_add_ps(a); }
-KN_INLINE float v_max_of(vf a) { return _mm512_reduce_max_ps(a); }
+KN_INLINE vf v_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+KN_INLINE vf v_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+KN_INLINE vf v_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+KN_INLINE void v_store(float *p, vf x)
+{
+    _mm512_storeu_ps(p, x);
+}
+KN_INLINE vf v_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+KN_INLINE vf v_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+KN_INLINE vf v_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+KN_INLINE vf v_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+KN_INLINE vf v_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+} /* a b + c */
+KN_INLINE vf v_fnma(vf a, vf b, vf c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+} /* c - a b */
+KN_INLINE vf v_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+KN_INLINE vf v_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+KN_INLINE vf v_sqrt(vf a)
+{
+    return _mm512_sqrt_ps(a);
+}
+KN_INLINE vf v_round(vf a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+KN_INLINE vf v_scale_exponent(vf x, vf n)
+{
+    return _mm512_scalef_ps(x, n);
+}
+KN_INLINE float v_sum(vf a)
+{
+    return _mm512_reduce_add_ps(a);
+}
+KN_INLINE float v_max_of(vf a)
+{
+    return _mm512_reduce_max_ps(a);
+}
 
 /* The first n lanes, 0 <= n <= VL; the others read as zero and are not touched. */
-KN_INLINE __mmask16 v_mask(int64_t n) { return (__mmask16)((1u << n) - 1u); }
-KN_INLINE vf v_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(v_mask(n), p); }
-KN_INLINE void v_store_n(float *p, vf x, int64_t n) { _mm512_mask_storeu_ps(p, v_mask(n), x); }
+KN_INLINE __mmask16 v_mask(int64_t n)
+{
+    return (__mmask16)((1u << n) - 1u);
+}
+KN_INLINE vf v_load_n(const float *p, int64_t n)
+{
+    return _mm512_maskz_loadu_ps(v_mask(n), p);
+}
+KN_INLINE void v_store_n(float *p, vf x, int64_t n)
+{
+    _mm512_mask_storeu_ps(p, v_mask(n), x);
+}
 
 KN_INLINE vf v_load_bf16(const uint16_t *p)
 {
@@ -140,8 +254,14 @@ KN_INLINE __m256i v_to_bf16(vf x)
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 #endif
 }
-KN_INLINE void v_store_bf16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, v_to_bf16(x)); }
-KN_INLINE vf v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+KN_INLINE void v_store_bf16(uint16_t *p, vf x)
+{
+    _mm256_storeu_si256((__m256i *)p, v_to_bf16(x));
+}
+KN_INLINE vf v_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
 
 #endif
 

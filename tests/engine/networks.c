@@ -201,9 +201,12 @@ static forward open_forward(const fixture *f, kn_dtype compute)
     const size_t bytes = (size_t)kn_tensor_count(&input) * sizeof(float);
     w.latent = device_copy(f, input.data, bytes);
     w.velocity = device_copy(f, NULL, bytes);
-    w.sequence = (kn_dit_sequence){.t = (int32_t)input.shape[1], .h = (int32_t)input.shape[2],
-                                   .w = (int32_t)input.shape[3], .timestep = *(const float *)timestep.data,
-                                   .latent = w.latent, .velocity = w.velocity};
+    w.sequence = (kn_dit_sequence){.t = (int32_t)input.shape[1],
+                                   .h = (int32_t)input.shape[2],
+                                   .w = (int32_t)input.shape[3],
+                                   .timestep = *(const float *)timestep.data,
+                                   .latent = w.latent,
+                                   .velocity = w.velocity};
     return w;
 }
 
@@ -244,8 +247,8 @@ static void pack_does_not_matter(void **state)
         for (kn_dtype compute = KN_F32; compute <= KN_BF16; compute++) {
             forward w = open_forward(&f, compute);
             w.sequence.context = &w.context;
-            const int64_t count = kn_tensor_count(&(kn_tensor){.rank = 4, .shape = {f.repository->dit.out_channels,
-                                                                   w.sequence.t, w.sequence.h, w.sequence.w}});
+            const int64_t count = kn_tensor_count(&(kn_tensor){
+                .rank = 4, .shape = {f.repository->dit.out_channels, w.sequence.t, w.sequence.h, w.sequence.w}});
             float *alone = device_copy(&f, NULL, (size_t)count * 4), *other = device_copy(&f, NULL, (size_t)count * 4);
             kn_dit_sequence pack[3] = {w.sequence, w.sequence, w.sequence};
             pack[1].velocity = alone;
@@ -273,7 +276,7 @@ static void pack_does_not_matter(void **state)
 /* ---- autoencoder ---- */
 
 typedef struct collected {
-    float *data;          /* (C, frames, pixels) */
+    float *data;           /* (C, frames, pixels) */
     int64_t frames, plane; /* pixels of a plane */
     int32_t channels;
     int64_t seen;
@@ -303,7 +306,8 @@ static void vae_cases(const fixture *f, kn_vae *vae, bool decode)
         const kn_tensor input = find(f, entry.name);
         snprintf(name, sizeof name, decode ? "decode.%s.frames" : "encode.%s.mean", shape);
         const kn_tensor expected = find(f, name);
-        collected out = {.frames = expected.shape[1], .plane = expected.shape[2] * expected.shape[3],
+        collected out = {.frames = expected.shape[1],
+                         .plane = expected.shape[2] * expected.shape[3],
                          .channels = (int32_t)expected.shape[0]};
         out.data = device_copy(f, NULL, (size_t)kn_tensor_count(&expected) * sizeof(float));
         const int64_t in_frames = input.shape[1], in_plane = input.shape[2] * input.shape[3];
