@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "cli/cli.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -60,6 +61,8 @@ kn_status kn_cli_parse(int argc, char **argv, const kn_option *options, size_t c
                        const char **positional, int positional_max, int *positional_count)
 {
     int others = 0;
+    uint64_t seen = 0;
+    assert(count <= 64);
     for (int i = 1; i < argc; i++) {
         const char *value;
         if (argv[i][0] != '-' || argv[i][1] == '\0') {
@@ -74,6 +77,9 @@ kn_status kn_cli_parse(int argc, char **argv, const kn_option *options, size_t c
         }
         const kn_option *option = match(options, count, argv[i], &value);
         if (!option) return kn_fail(KN_INVALID, "%s is not an option; see kinora %s --help", argv[i], argv[0]);
+        const uint64_t bit = UINT64_C(1) << (option - options);
+        if (seen & bit) return kn_fail(KN_INVALID, "--%s is given twice", option->name);
+        seen |= bit;
         kn_status st = apply(option, value, argc, argv, &i);
         if (st != KN_OK) return st;
     }

@@ -255,13 +255,21 @@ fail:
     return st;
 }
 
+static const char *type_name(kn_dtype dtype)
+{
+    return dtype == KN_BF16 ? "bfloat16" : "float32";
+}
+
 static kn_status open_media(run *r)
 {
     kn_status st = KN_OK;
     const settings *s = r->s;
     const char *name = strrchr(s->model, '/') && strrchr(s->model, '/')[1] ? strrchr(s->model, '/') + 1 : s->model;
-    char *comment = kn_format("Kinora " KN_VERSION ", model %s, seed %" PRIu64 ", %d steps, guidance %g", name,
-                              r->request.seed, r->request.steps, r->request.guidance);
+    kn_device_info info;
+    kn_device_describe(r->device, &info);
+    char *comment = kn_format("Kinora " KN_VERSION ", model %s, seed %" PRIu64 ", %d steps, guidance %g, %s %s", name,
+                              r->request.seed, r->request.steps, r->request.guidance, info.tier,
+                              type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
     if (!comment) return KN_NOMEM;
     const kn_media_params params = {.path = s->output,
                                     .encoder = s->encoder,
@@ -294,11 +302,6 @@ static kn_status open_generation(run *r)
     KN_TRY(kn_generation_create(&r->generation, r->model, &r->request, &sink, &tap));
 fail:
     return st;
-}
-
-static const char *type_name(kn_dtype dtype)
-{
-    return dtype == KN_BF16 ? "bfloat16" : "float32";
 }
 
 static kn_status print_start(const run *r)
@@ -392,7 +395,7 @@ static kn_status run_slices(run *r)
         kn_cli_resident_peak();
         kn_progress_slice(&r->progress, slice, seconds);
         if (r->s->preview && slice.kind == KN_SLICE_DENOISE) KN_TRY(write_preview(r, slice));
-        if (interrupted && slice.kind != KN_SLICE_FINISH) return stop_here(r);
+        if (interrupted && slice.kind != KN_SLICE_MUX) return stop_here(r);
     }
     if (r->s->dump) KN_TRY(kn_dump_write(&r->dump, r->s->dump));
 fail:

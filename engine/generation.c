@@ -40,7 +40,7 @@ struct kn_generation {
 
 const char *kn_slice_name(kn_slice_kind kind)
 {
-    static const char *const names[] = {"text", "denoise", "decode", "finish", "done"};
+    static const char *const names[] = {"text", "denoise", "decode", "mux", "done"};
     return names[kind];
 }
 
@@ -181,7 +181,7 @@ kn_slice kn_generation_next(const kn_generation *g)
 {
     if (g->finished) return (kn_slice){KN_SLICE_DONE, 0, 0};
     if (g->step == g->schedule.steps) { /* also after a resume: decoding needs no text */
-        if (g->decoded == g->shape.t) return (kn_slice){KN_SLICE_FINISH, 0, 1};
+        if (g->decoded == g->shape.t) return (kn_slice){KN_SLICE_MUX, 0, 1};
         return (kn_slice){KN_SLICE_DECODE, g->decoded, g->shape.t};
     }
     if (!g->text_done) return (kn_slice){KN_SLICE_TEXT, 0, 1};
@@ -427,7 +427,7 @@ kn_status kn_generation_step(kn_generation *const *gs, int32_t count)
     case KN_SLICE_DECODE:
         for (int i = 0; i < count; i++) KN_TRY(step_decode(gs[i]));
         return KN_OK;
-    case KN_SLICE_FINISH:
+    case KN_SLICE_MUX:
         for (int i = 0; i < count; i++) KN_TRY(step_finish(gs[i]));
         return KN_OK;
     case KN_SLICE_DONE: return kn_fail(KN_INVALID, "the generation is done");

@@ -2,13 +2,13 @@
  *
  * One generation: a resumable state machine that advances by slices.
  *
- *   text ──► denoise[0] ──► … ──► denoise[steps - 1] ──► decode[0] ──► … ──► decode[t - 1] ──► finish ──► done
+ *   text ──► denoise[0] ──► … ──► denoise[steps - 1] ──► decode[0] ──► … ──► decode[t - 1] ──► mux ──► done
  *
  *   transition          done by
  *   text                encode both prompts, build the transformer's keys and values for them
  *   denoise[i]          one forward (two sequences with guidance), one solver step
  *   decode[k]           one latent frame: one video frame for k = 0, four for every other, handed to the sink
- *   finish              the sink closes the file
+ *   mux                 the sink closes the file
  *
  * Between slices, and nowhere else, a generation can be stopped, saved, packed with
  * others or left out. A saved generation resumes at the denoise step it had reached;
@@ -25,7 +25,7 @@ typedef enum kn_slice_kind {
     KN_SLICE_TEXT,
     KN_SLICE_DENOISE,
     KN_SLICE_DECODE,
-    KN_SLICE_FINISH,
+    KN_SLICE_MUX,
     KN_SLICE_DONE,
 } kn_slice_kind;
 
@@ -34,7 +34,7 @@ typedef struct kn_slice {
     int32_t index, count; /* denoise: step of steps; decode: latent frame of all */
 } kn_slice;
 
-const char *kn_slice_name(kn_slice_kind kind); /* "text", "denoise", "decode", "finish", "done" */
+const char *kn_slice_name(kn_slice_kind kind); /* "text", "denoise", "decode", "mux", "done" */
 
 /* Where frames go. planes: host memory, [3, height, width] f32 in 0..1, red first, valid during the call. */
 typedef struct kn_frame_sink {
