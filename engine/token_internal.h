@@ -50,8 +50,9 @@ size_t kn_token_utf8_write(int32_t code, char out[4]);
 /* Appends `data` with U+FFFD in place of what is not UTF-8. */
 kn_status kn_token_text_append_valid(kn_token_text *text, const char *data, size_t bytes);
 
-/* `code`, or a combining mark known to every Unicode version in place of one that came with Unicode 15.1 to 17: the
- * `tokenizers` library knows those, the Unicode library here need not. */
+/* `code`, or one of the same class for grapheme clusters that every Unicode version knows: marks that came with Unicode
+ * 15.1 to 17, and the code points reserved as invisible. The `tokenizers` library segments by Unicode 17, the Unicode
+ * library here need not. */
 int32_t kn_token_as_known(int32_t code);
 bool kn_token_is_space(int32_t code); /* Unicode White_Space */
 bool kn_token_is_word(int32_t code);  /* \w of the regular expressions that added tokens use */

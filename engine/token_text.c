@@ -121,25 +121,35 @@ bool kn_token_is_space(int32_t code)
            code == 0x3000;
 }
 
+/* Known to every Unicode version, one of each class. */
+enum { SOME_MARK = 0x0300, SOME_PREPENDED = 0x0600, SOME_CONTROL = 0x200b, SOME_LETTER = 0x0061 };
+
 int32_t kn_token_as_known(int32_t code)
 {
     static const struct {
-        int32_t first, last;
-    } marks[] = {
-        {0x0897, 0x0897},   {0x1acf, 0x1add},   {0x1ae0, 0x1aeb},   {0x10d69, 0x10d6d}, {0x10efa, 0x10efc},
-        {0x113b8, 0x113c0}, {0x113c2, 0x113c2}, {0x113c5, 0x113c5}, {0x113c7, 0x113ca}, {0x113cc, 0x113d0},
-        {0x113d2, 0x113d2}, {0x113e1, 0x113e2}, {0x11b60, 0x11b67}, {0x11f5a, 0x11f5a}, {0x1611e, 0x1612f},
-        {0x1e5ee, 0x1e5ef}, {0x1e6e3, 0x1e6e3}, {0x1e6e6, 0x1e6e6}, {0x1e6ee, 0x1e6ef}, {0x1e6f5, 0x1e6f5},
+        int32_t first, last, stand_in;
+    } ranges[] = {
+        {0x00897, 0x00897, SOME_MARK},      {0x01acf, 0x01add, SOME_MARK},    {0x01ae0, 0x01aeb, SOME_MARK},
+        {0x02065, 0x02065, SOME_CONTROL},   {0x0fff0, 0x0fff8, SOME_CONTROL}, {0x10d69, 0x10d6d, SOME_MARK},
+        {0x10efa, 0x10efc, SOME_MARK},      {0x113b8, 0x113c0, SOME_MARK},    {0x113c2, 0x113c2, SOME_MARK},
+        {0x113c5, 0x113c5, SOME_MARK},      {0x113c7, 0x113ca, SOME_MARK},    {0x113cc, 0x113d0, SOME_MARK},
+        {0x113d1, 0x113d1, SOME_PREPENDED}, {0x113d2, 0x113d2, SOME_MARK},    {0x113e1, 0x113e2, SOME_MARK},
+        {0x11a3a, 0x11a3a, SOME_LETTER},    {0x11b60, 0x11b67, SOME_MARK},    {0x11f5a, 0x11f5a, SOME_MARK},
+        {0x1611e, 0x1612f, SOME_MARK},      {0x1e5ee, 0x1e5ef, SOME_MARK},    {0x1e6e3, 0x1e6e3, SOME_MARK},
+        {0x1e6e6, 0x1e6e6, SOME_MARK},      {0x1e6ee, 0x1e6ef, SOME_MARK},    {0x1e6f5, 0x1e6f5, SOME_MARK},
+        {0xe0000, 0xe0000, SOME_CONTROL},   {0xe0002, 0xe001f, SOME_CONTROL}, {0xe0080, 0xe00ff, SOME_CONTROL},
+        {0xe01f0, 0xe0fff, SOME_CONTROL},
     };
-    for (size_t i = 0; i < sizeof marks / sizeof marks[0] && marks[i].first <= code; i++) {
-        if (code <= marks[i].last) return 0x0300;
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0] && ranges[i].first <= code; i++) {
+        if (code <= ranges[i].last) return ranges[i].stand_in;
     }
     return code;
 }
 
 bool kn_token_is_word(int32_t code)
 {
-    switch (utf8proc_category(kn_token_as_known(code))) {
+    if (kn_token_as_known(code) == SOME_MARK) return true;
+    switch (utf8proc_category(code)) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
     case UTF8PROC_CATEGORY_LT:
