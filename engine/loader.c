@@ -13,16 +13,6 @@ static const kn_ops *ops_of(const kn_loader *loader)
     return kn_device_ops(kn_stream_device(loader->stream));
 }
 
-static float value_at(const kn_tensor *tensor, int64_t i)
-{
-    switch (tensor->dtype) {
-    case KN_F32: return ((const float *)tensor->data)[i];
-    case KN_BF16: return kn_bf16_to_float(((const uint16_t *)tensor->data)[i]);
-    case KN_F16: return kn_f16_to_float(((const uint16_t *)tensor->data)[i]);
-    }
-    return 0.0f;
-}
-
 kn_status kn_loader_vector(kn_loader *loader, const float **out, const char *name, int32_t rank, const int64_t *shape,
                            kn_dtype precision)
 {
@@ -36,7 +26,7 @@ kn_status kn_loader_vector(kn_loader *loader, const float **out, const char *nam
     values = kn_alloc_array((size_t)count, sizeof *values);
     if (!values) return KN_NOMEM;
     for (int64_t i = 0; i < count; i++) {
-        float value = value_at(&tensor, i);
+        float value = kn_tensor_value(&tensor, i);
         values[i] = precision == KN_BF16 ? kn_bf16_round(value) : value;
     }
     KN_TRY(kn_stream_upload(loader->stream, memory, values, (size_t)count * sizeof *values));
@@ -78,32 +68,46 @@ fail:
     return st;
 }
 
-kn_status kn_loader_conv(kn_loader *loader, kn_conv_layer *out, const char *prefix, const kn_conv_args *conv,
-                         bool planar, int32_t parts, int32_t part)
+kn_status kn_loader_conv_source(kn_loader *loader, kn_weight *source, const char *prefix, const kn_conv_args *conv,
+                                bool planar, int32_t parts, int32_t part)
 {
     kn_status st = KN_OK;
     char name[NAME_BYTES];
     kn_tensor tensor;
-    const float *bias = NULL;
     const int64_t n = conv->out.channels, c = conv->in[conv->kt - 1].channels;
     const int64_t k = c * conv->kt * conv->kh * conv->kw;
     const int64_t solid[] = {n * parts, c, conv->kt, conv->kh, conv->kw};
     const int64_t flat[] = {n * parts, c, conv->kh, conv->kw};
     snprintf(name, sizeof name, "%s.weight", prefix);
     KN_TRY(kn_weights_expect(loader->weights, name, planar ? 4 : 5, planar ? flat : solid, &tensor));
-    const kn_weight source = {.data = (const char *)tensor.data + (size_t)(part * n * k) * kn_dtype_bytes(tensor.dtype),
-                              .n = n,
-                              .k = k,
-                              .dtype = tensor.dtype,
-                              .layout = KN_WEIGHT_PLAIN};
+    *source = (kn_weight){.data = (const char *)tensor.data + (size_t)(part * n * k) * kn_dtype_bytes(tensor.dtype),
+                          .n = n,
+                          .k = k,
+                          .dtype = tensor.dtype,
+                          .layout = KN_WEIGHT_PLAIN};
+fail:
+    return st;
+}
+
+kn_status kn_loader_conv_bias(kn_loader *loader, const float **out, const char *prefix, int64_t n, int32_t parts,
+                              int32_t part)
+{
+    const float *bias = NULL;
+    kn_status st = load_bias(loader, &bias, prefix, n * parts, KN_F32);
+    *out = bias ? bias + part * n : NULL; /* NULL while counting */
+    return st;
+}
+
+kn_status kn_loader_conv(kn_loader *loader, kn_conv_layer *out, const char *prefix, const kn_conv_args *conv,
+                         bool planar, int32_t parts, int32_t part)
+{
+    kn_status st = KN_OK;
+    kn_weight source;
     const kn_ops *ops = ops_of(loader);
+    KN_TRY(kn_loader_conv_source(loader, &source, prefix, conv, planar, parts, part));
     void *memory = kn_arena_take(&loader->arena, ops->conv_weight_bytes(conv));
-    if (memory) {
-        KN_TRY(ops->conv_weight_prepare(loader->stream, &out->w, memory, &source, conv));
-        kn_weights_release(loader->weights, &tensor);
-    }
-    KN_TRY(load_bias(loader, &bias, prefix, n * parts, KN_F32));
-    out->bias = bias ? bias + part * n : NULL; /* NULL while counting */
+    if (memory) KN_TRY(ops->conv_weight_prepare(loader->stream, &out->w, memory, &source, conv));
+    KN_TRY(kn_loader_conv_bias(loader, &out->bias, prefix, conv->out.channels, parts, part));
 fail:
     return st;
 }

@@ -41,6 +41,14 @@ typedef struct kn_conv_layer {
     const float *bias;
 } kn_conv_layer;
 
+/* The checkpoint's own values of such a weight, for kn_ops.conv_weight_prepare; takes no device memory. */
+kn_status kn_loader_conv_source(kn_loader *loader, kn_weight *source, const char *prefix, const kn_conv_args *shape,
+                                bool planar, int32_t parts, int32_t part);
+
+/* The bias of such a convolution: outputs [part * n, (part + 1) * n). */
+kn_status kn_loader_conv_bias(kn_loader *loader, const float **out, const char *prefix, int64_t n, int32_t parts,
+                              int32_t part);
+
 kn_status kn_loader_conv(kn_loader *loader, kn_conv_layer *out, const char *prefix, const kn_conv_args *shape,
                          bool planar, int32_t parts, int32_t part);
 

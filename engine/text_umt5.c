@@ -10,7 +10,6 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "base/half.h"
 #include "base/mem.h"
 #include "engine/loader.h"
 
@@ -163,11 +162,8 @@ static void fill_bias(const kn_umt5 *e, const kn_tensor *source, float *bias, in
         int32_t bucket = kn_umt5_bucket(distance, e->config.relative_attention_num_buckets,
                                         e->config.relative_attention_max_distance);
         for (int32_t h = 0; h < heads; h++) {
-            const int64_t i = (int64_t)bucket * heads + h;
-            float value = source->dtype == KN_F32    ? ((const float *)source->data)[i]
-                          : source->dtype == KN_BF16 ? kn_bf16_to_float(((const uint16_t *)source->data)[i])
-                                                     : kn_f16_to_float(((const uint16_t *)source->data)[i]);
-            bias[(int64_t)h * (2 * span - 1) + distance + span - 1] = value;
+            bias[(int64_t)h * (2 * span - 1) + distance + span - 1] =
+                kn_tensor_value(source, (int64_t)bucket * heads + h);
         }
     }
 }

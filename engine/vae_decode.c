@@ -13,39 +13,53 @@ struct kn_vae_decoder {
     kn_vae *vae;
     kn_vae_run run;
     int32_t h, w;
-    float *planes;  /* [3, height, width] of the frame just made */
-    int64_t frames; /* made so far */
+    float *planes;      /* [3, height, width] of the frame just made */
+    float *taps;        /* [KN_VAE_TAPS, taps_count] of the last frames, frame t at t % KN_VAE_TAPS */
+    int64_t taps_count; /* KN_VAE_TAPS * 3 * height * width */
+    int64_t frames;     /* made so far */
     void *memory;
     kn_vae_frame_fn *frame;
     void *context;
 };
 
+/* Sums of the taps of the last three frames: planes of frame t are newest[t] + middle[t - 1] + oldest[t - 2]. */
+static kn_status combine_taps(kn_vae_decoder *d)
+{
+    const int64_t plane = d->taps_count / (KN_VAE_TAPS * KN_VAE_PIXEL_CHANNELS), frame = plane * KN_VAE_PIXEL_CHANNELS;
+    kn_lincomb_args args = {.out = d->planes, .count = frame, .low = 0.0f, .high = 1.0f};
+    for (int32_t back = 0; back < KN_VAE_TAPS && back <= d->frames; back++) {
+        const int64_t slot = (d->frames - back) % KN_VAE_TAPS;
+        args.x[args.terms] = d->taps + slot * d->taps_count + (KN_VAE_TAPS - 1 - back) * frame;
+        args.coefficient[args.terms++] = 1.0f;
+    }
+    return d->vae->ops->lincomb(d->run.stream, &args);
+}
+
 static kn_status emit(kn_vae_decoder *d, kn_frame *x)
 {
     kn_status st = KN_OK;
     kn_vae_run *run = &d->run;
-    const kn_vae_network *net = &d->vae->decoder;
-    const float half[KN_VAE_PIXEL_CHANNELS] = {0.5f, 0.5f, 0.5f}; /* -1..1 to 0..1 */
-    kn_frame normed = {0}, pixels = {0};
+    const kn_vae_out_conv *out = &d->vae->decoder.to_pixels;
+    kn_frame normed = {0}, taps = {0};
     const int32_t height = x->height, width = x->width;
-    KN_TRY(kn_vae_take(run, &normed, height, width, net->conv_out.in, net->conv_out.dtype));
-    KN_TRY(kn_vae_norm(run, *x, net->norm_out, true, normed));
+    KN_TRY(kn_vae_take(run, &normed, height, width, out->taps.in, out->taps.dtype));
+    KN_TRY(kn_vae_norm(run, *x, d->vae->decoder.norm_out, true, normed));
     kn_frame_give(&run->pool, x);
-    KN_TRY(kn_vae_take(run, &pixels, height, width, KN_VAE_PIXEL_CHANNELS, KN_F32));
-    KN_TRY(kn_vae_conv_look(run, &net->conv_out, normed, pixels, (kn_frame){0}));
-    kn_vae_conv_remember(run, &net->conv_out, &normed);
+    KN_TRY(kn_vae_take(run, &taps, height, width, out->taps.out, KN_F32));
+    KN_TRY(kn_vae_conv_run(run, &out->taps, normed, taps, (kn_frame){0}));
+    kn_frame_give(&run->pool, &normed);
     if (!run->pool.dry) {
-        KN_TRY(d->vae->ops->frame_unpack(run->stream, &(kn_frame_unpack_args){.planes = d->planes,
+        float *slot = d->taps + d->frames % KN_VAE_TAPS * d->taps_count;
+        KN_TRY(d->vae->ops->frame_unpack(run->stream, &(kn_frame_unpack_args){.planes = slot,
                                                                               .plane_stride = (int64_t)height * width,
-                                                                              .x = pixels,
-                                                                              .scale = half,
-                                                                              .shift = half,
-                                                                              .low = 0.0f,
-                                                                              .high = 1.0f}));
+                                                                              .x = taps,
+                                                                              .scale = out->scale,
+                                                                              .shift = out->shift}));
+        KN_TRY(combine_taps(d));
         KN_TRY(d->frame(d->context, d->frames, d->planes));
     }
     d->frames++;
-    kn_frame_give(&run->pool, &pixels);
+    kn_frame_give(&run->pool, &taps);
 fail:
     return st;
 }
@@ -128,8 +142,10 @@ static kn_status begin(kn_vae_decoder *d, kn_vae *vae, kn_stream *stream, int32_
     d->w = w;
     d->run.vae = vae;
     d->run.stream = stream;
-    d->planes = kn_arena_take(&d->run.pool.arena,
-                              KN_VAE_PIXEL_CHANNELS * factor * (size_t)h * factor * (size_t)w * sizeof *d->planes);
+    const size_t pixels = factor * (size_t)h * factor * (size_t)w;
+    d->taps_count = (int64_t)(KN_VAE_TAPS * KN_VAE_PIXEL_CHANNELS * pixels);
+    d->planes = kn_arena_take(&d->run.pool.arena, KN_VAE_PIXEL_CHANNELS * pixels * sizeof *d->planes);
+    d->taps = kn_arena_take(&d->run.pool.arena, KN_VAE_TAPS * (size_t)d->taps_count * sizeof *d->taps);
     kn_vae_run_reserve(&d->run, &vae->decoder.middle.attention, h, w);
     return KN_OK;
 }

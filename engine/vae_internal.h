@@ -12,6 +12,10 @@
 #include "engine/vae_frames.h"
 #include "engine/vae_wan.h"
 
+/* A prepared weight at least this large, on a device that reads host memory, is not kept: it belongs to a layer of
+ * small frames and many channels, whose products (thousands per weight) dwarf the time to lay it out again. */
+#define KN_VAE_LAZY_BYTES ((size_t)3 << 20)
+
 enum { KN_VAE_RESNETS_MAX = 8, KN_VAE_HISTORIES_MAX = 128, KN_VAE_PIXEL_CHANNELS = 3 };
 
 /* One convolution. A temporal one (kt = 3) has a history: its last two input frames. */
@@ -20,9 +24,18 @@ typedef struct kn_vae_conv {
     int32_t kt, k; /* k x k pixels */
     int32_t in, out;
     kn_conv_mode mode;
-    kn_dtype dtype;  /* of its input */
-    int32_t history; /* index; -1 for kt = 1 */
+    kn_dtype dtype;   /* of its input */
+    int32_t history;  /* index; -1 for kt = 1 */
+    kn_weight source; /* data not NULL: laid out from the mapping before each use, see KN_VAE_LAZY_BYTES */
 } kn_vae_conv;
+
+/* The last convolution, from many channels to three. Its temporal taps are three groups of outputs of one plane
+ * convolution, and what is kept of the past is their sums, not their input: three planes in place of 96. */
+enum { KN_VAE_TAPS = 3 };
+typedef struct kn_vae_out_conv {
+    kn_vae_conv taps; /* in -> KN_VAE_TAPS * 3 channels, oldest tap first; without bias */
+    float scale[KN_VAE_TAPS * 3], shift[KN_VAE_TAPS * 3]; /* to 0..1, with the bias in the newest tap; host */
+} kn_vae_out_conv;
 
 typedef struct kn_vae_resnet {
     const float *norm1, *norm2; /* [in], [out] */
@@ -57,8 +70,9 @@ typedef struct kn_vae_stage {
 } kn_vae_stage;
 
 typedef struct kn_vae_network {
-    kn_vae_conv quant; /* post_quant_conv or quant_conv */
-    kn_vae_conv conv_in, conv_out;
+    kn_vae_conv quant;             /* post_quant_conv or quant_conv */
+    kn_vae_conv conv_in, conv_out; /* conv_out: the encoder's */
+    kn_vae_out_conv to_pixels;     /* the decoder's */
     kn_vae_middle middle;
     kn_vae_stage stages[KN_VAE_STAGES_MAX];
     const float *norm_out;
@@ -73,7 +87,10 @@ struct kn_vae {
     const kn_ops *ops;
     const kn_weights *weights;
     size_t weight_bytes;
-    void *memory; /* prepared weights of the halves; NULL before */
+    void *memory;      /* prepared weights of the halves; NULL before */
+    bool keeps_all;    /* no weight is laid out before each use */
+    size_t lazy_bytes; /* largest weight that is laid out before each use */
+    void *lazy;        /* room for it, in memory */
     int halves;
     kn_vae_network decoder, encoder;
 };

@@ -8,13 +8,22 @@ kn_status kn_vae_take(kn_vae_run *run, kn_frame *out, int32_t h, int32_t w, int3
     return kn_frame_take(&run->pool, out, h, w, channels, dtype, 1);
 }
 
-static kn_status launch(kn_vae_run *run, const kn_conv_args *args, const kn_vae_conv *conv)
+static kn_status launch(kn_vae_run *run, kn_conv_args *args, const kn_vae_conv *conv)
 {
+    kn_status st = KN_OK;
+    kn_weight fresh;
     int frames = 0;
     for (int i = 0; i < conv->kt; i++) frames += args->in[i].data != NULL;
     const double taps = conv->mode == KN_CONV_UP_NEAREST ? 4.0 : (double)conv->k * conv->k * frames;
     run->flop += 2.0 * taps * conv->in * conv->out * args->out.height * args->out.width;
-    return run->pool.dry ? KN_OK : run->vae->ops->conv(run->stream, args);
+    if (run->pool.dry) return KN_OK;
+    if (conv->source.data) {
+        KN_TRY(run->vae->ops->conv_weight_prepare(run->stream, &fresh, run->vae->lazy, &conv->source, args));
+        args->w = &fresh;
+    }
+    KN_TRY(run->vae->ops->conv(run->stream, args));
+fail:
+    return st;
 }
 
 kn_status kn_vae_conv_run(kn_vae_run *run, const kn_vae_conv *conv, kn_frame in, kn_frame out, kn_frame residual)
@@ -82,7 +91,9 @@ kn_status kn_vae_resnet_run(kn_vae_run *run, const kn_vae_resnet *r, kn_frame *x
 {
     kn_status st = KN_OK;
     const kn_frame none = {0};
-    kn_frame y = {0}, wide = {0};
+    kn_frame y = {0}, wide = {0}, normed = {0};
+    /* In float32 the first convolution's output is normed in place and becomes the second one's input. */
+    const bool in_place = r->conv2.dtype == KN_F32;
     KN_TRY(kn_vae_take(run, &y, x->height, x->width, r->conv1.out, KN_F32));
     KN_TRY(norm_conv(run, r->norm1, &r->conv1, *x, y, none));
     if (r->has_shortcut) {
@@ -91,8 +102,14 @@ kn_status kn_vae_resnet_run(kn_vae_run *run, const kn_vae_resnet *r, kn_frame *x
         kn_frame_give(&run->pool, x);
         *x = wide;
     }
-    KN_TRY(norm_conv(run, r->norm2, &r->conv2, y, *x, *x));
-    kn_frame_give(&run->pool, &y);
+    if (in_place)
+        normed = y;
+    else
+        KN_TRY(kn_vae_take(run, &normed, x->height, x->width, r->conv2.in, r->conv2.dtype));
+    KN_TRY(kn_vae_norm(run, y, r->norm2, true, normed));
+    if (!in_place) kn_frame_give(&run->pool, &y);
+    KN_TRY(kn_vae_conv_look(run, &r->conv2, normed, *x, *x));
+    kn_vae_conv_remember(run, &r->conv2, &normed);
 fail:
     return st;
 }

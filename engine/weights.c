@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/half.h"
 #include "base/mem.h"
 #include "engine/config.h"
 #include "engine/safetensors.h"
@@ -44,6 +45,16 @@ int64_t kn_tensor_count(const kn_tensor *tensor)
     int64_t count = 1;
     for (int32_t i = 0; i < tensor->rank; i++) count *= tensor->shape[i];
     return count;
+}
+
+float kn_tensor_value(const kn_tensor *tensor, int64_t index)
+{
+    switch (tensor->dtype) {
+    case KN_F32: return ((const float *)tensor->data)[index];
+    case KN_BF16: return kn_bf16_to_float(((const uint16_t *)tensor->data)[index]);
+    case KN_F16: return kn_f16_to_float(((const uint16_t *)tensor->data)[index]);
+    }
+    return 0.0f;
 }
 
 /* ---- the table ---- */

@@ -31,7 +31,8 @@ typedef struct kn_tensor {
     int64_t shape[KN_TENSOR_RANK_MAX];
 } kn_tensor;
 
-int64_t kn_tensor_count(const kn_tensor *tensor); /* elements */
+int64_t kn_tensor_count(const kn_tensor *tensor);              /* elements */
+float kn_tensor_value(const kn_tensor *tensor, int64_t index); /* one element, widened exactly */
 
 typedef struct kn_weights kn_weights;
 

@@ -204,6 +204,7 @@ typedef struct kn_lincomb_args {
     int32_t terms; /* 1..KN_LINCOMB_MAX */
     const float *x[KN_LINCOMB_MAX];
     float coefficient[KN_LINCOMB_MAX];
+    float low, high; /* low < high: the sum is clamped; equal: not */
 } kn_lincomb_args;
 
 /* A frame of pixels, channels last: channel c of pixel (y, x) is at

@@ -258,12 +258,26 @@ static void prepare_conv_panel(void *context, int64_t index, int worker)
     const int parity = (int)(index / job->panels);
     const int64_t n0 = index % job->panels * NR;
     uint32_t *panel = job->destination + index * taps * units * NR;
+    const int64_t columns = g->out.channels - n0 < NR ? g->out.channels - n0 : NR;
+    const bool bf16 = in->dtype == KN_BF16;
     memset(panel, 0, (size_t)(taps * units * NR) * 4);
-    for (int64_t j = 0; j < NR && n0 + j < g->out.channels; j++)
+    if (!bf16 && job->source->dtype == KN_F32 && !enlarges(g)) {
+        /* The common case, and laid out anew before each use in large autoencoders: `columns` rows are read side by
+         * side, each in order, and a panel line is written at once. */
+        const float *source = (const float *)job->source->data + n0 * in->channels * taps;
+        const int64_t stride = (int64_t)in->channels * taps;
+        for (int64_t c = 0; c < in->channels; c++)
+            for (int tap = 0; tap < taps; tap++) {
+                float *line = (float *)panel + (tap * units + c) * NR;
+                for (int64_t j = 0; j < columns; j++) line[j] = source[j * stride + c * taps + tap];
+            }
+        return;
+    }
+    for (int64_t j = 0; j < columns; j++)
         for (int64_t c = 0; c < in->channels; c++)
             for (int tap = 0; tap < taps; tap++) {
                 float value = tap_value(job, n0 + j, c, tap, parity / 2, parity % 2);
-                if (in->dtype == KN_BF16) {
+                if (bf16) {
                     int64_t unit = (tap * units + c / 2) * NR + j;
                     ((uint16_t *)(panel + unit))[c % 2] = kn_bf16_from_float(value);
                 } else {

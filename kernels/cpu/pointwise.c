@@ -202,11 +202,17 @@ kn_status KN_TIERED(kn_timestep_embed)(kn_stream *stream, const kn_timestep_embe
     return KN_OK;
 }
 
-KN_INLINE vf combine(const kn_lincomb_args *args, int64_t i)
+/* Lanes past `n` read as zero. */
+KN_INLINE vf combine(const kn_lincomb_args *args, int64_t i, int64_t n)
 {
-    vf sum = v_mul(v_set1(args->coefficient[0]), v_load(args->x[0] + i));
-    for (int32_t k = 1; k < args->terms; k++)
-        sum = v_add(sum, v_mul(v_set1(args->coefficient[k]), v_load(args->x[k] + i)));
+    vf sum = v_zero();
+    for (int32_t k = 0; k < args->terms; k++) {
+        vf x = n == VL ? v_load(args->x[k] + i) : v_load_n(args->x[k] + i, n);
+        vf product = v_mul(v_set1(args->coefficient[k]), x);
+        sum = k == 0 ? product : v_add(sum, product);
+    }
+    if (args->low < args->high) /* in this order NaN stays NaN */
+        sum = v_min(v_set1(args->high), v_max(v_set1(args->low), sum));
     return sum;
 }
 
@@ -216,14 +222,8 @@ static void lincomb_tile(void *context, int64_t tile, int worker)
     const kn_lincomb_args *args = context;
     int64_t i = tile * LINCOMB_BLOCK;
     int64_t end = smaller(i + LINCOMB_BLOCK, args->count);
-    for (; i + VL <= end; i += VL) v_store(args->out + i, combine(args, i));
-    if (i < end) {
-        int64_t rest = end - i;
-        vf sum = v_mul(v_set1(args->coefficient[0]), v_load_n(args->x[0] + i, rest));
-        for (int32_t k = 1; k < args->terms; k++)
-            sum = v_add(sum, v_mul(v_set1(args->coefficient[k]), v_load_n(args->x[k] + i, rest)));
-        v_store_n(args->out + i, sum, rest);
-    }
+    for (; i + VL <= end; i += VL) v_store(args->out + i, combine(args, i, VL));
+    if (i < end) v_store_n(args->out + i, combine(args, i, end - i), end - i);
 }
 
 kn_status KN_TIERED(kn_lincomb)(kn_stream *stream, const kn_lincomb_args *args)

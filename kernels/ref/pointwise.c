@@ -56,6 +56,7 @@ kn_status kn_lincomb_ref(kn_stream *stream, const kn_lincomb_args *args)
             float product = args->coefficient[term] * args->x[term][i];
             sum = sum + product;
         }
+        if (args->low < args->high) sum = sum < args->low ? args->low : sum > args->high ? args->high : sum;
         args->out[i] = sum;
     }
     return KN_OK;

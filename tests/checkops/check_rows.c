@@ -179,9 +179,14 @@ void check_lincomb(check *c)
         const int32_t terms = (int32_t)(1 + check_below(c, KN_LINCOMB_MAX));
         const int32_t in_place = check_coin(c) ? (int32_t)check_below(c, terms) : -1;
         const check_pattern pattern = pick_pattern(c);
-        check_begin(c, "count %lld, %d terms, out is x[%d], %s", (long long)count, terms, in_place,
-                    check_pattern_name(pattern));
+        const bool clamp = check_coin(c);
+        check_begin(c, "count %lld, %d terms, out is x[%d], %s%s", (long long)count, terms, in_place,
+                    check_pattern_name(pattern), clamp ? ", clamped" : "");
         kn_lincomb_args args = {.count = count, .terms = terms};
+        if (clamp) {
+            args.low = -0.5f;
+            args.high = 0.75f;
+        }
         for (int32_t term = 0; term < terms; term++) {
             kn_matrix x = term == in_place ? check_matrix_inout(c, 1, count, KN_F32, pattern)
                                            : check_matrix(c, 1, count, KN_F32, pattern);
