@@ -350,6 +350,7 @@ kn_status kn_weights_expect(const kn_weights *weights, const char *name, int32_t
     if (weights->synthetic) return kn_synthetic_view(weights->synthetic, name, rank, shape, out);
     kn_tensor tensor;
     kn_status st = kn_weights_find(weights, name, &tensor);
+    if (st == KN_NOT_FOUND) return KN_CORRUPT; /* the file is there; what it lacks is a fault of its content */
     if (st != KN_OK) return st;
     if (tensor.rank != rank || (rank > 0 && memcmp(tensor.shape, shape, (size_t)rank * sizeof *shape) != 0)) {
         char has[KN_SHAPE_TEXT_MAX], wants[KN_SHAPE_TEXT_MAX];

@@ -56,7 +56,7 @@ void kn_weights_close(kn_weights **weights);
 /* KN_NOT_FOUND without the name. KN_UNSUPPORTED for a dtype other than F32, F16, BF16. */
 kn_status kn_weights_find(const kn_weights *weights, const char *name, kn_tensor *out);
 
-/* As find, and the shape must match exactly (KN_CORRUPT tells both shapes). */
+/* As find, and the shape must match exactly. KN_CORRUPT names what is missing, or tells both shapes. */
 kn_status kn_weights_expect(const kn_weights *weights, const char *name, int32_t rank, const int64_t *shape,
                             kn_tensor *out);
 
