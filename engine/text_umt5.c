@@ -296,6 +296,7 @@ kn_status kn_umt5_encode(kn_umt5 *e, kn_stream *stream, kn_arena *arena, const i
             KN_TRY(view_layer(e, i + 1, &next));
             for (int j = 0; j < MATRICES; j++) kn_weights_prefetch(e->weights, &next.tensors[j]);
         }
+        for (int j = 0; j < MATRICES; j++) kn_weights_populate(e->weights, &view.tensors[j]);
         KN_TRY(run_layer(e, stream, &b, &view, &e->layers[i]));
         for (int j = 0; j < MATRICES; j++) kn_weights_release(e->weights, &view.tensors[j]);
         view = next;

@@ -432,6 +432,15 @@ void kn_weights_prefetch(const kn_weights *weights, const kn_tensor *tensor)
     advise(tensor_pages(weights, tensor, false), MADV_WILLNEED);
 }
 
+void kn_weights_populate(const kn_weights *weights, const kn_tensor *tensor)
+{
+#if defined(MADV_POPULATE_READ) /* Linux 5.14; an older kernel refuses it, and pages fault in as they are used */
+    advise(tensor_pages(weights, tensor, false), MADV_POPULATE_READ);
+#else
+    advise(tensor_pages(weights, tensor, false), MADV_WILLNEED);
+#endif
+}
+
 void kn_weights_release(const kn_weights *weights, const kn_tensor *tensor)
 {
     /* Pages shared with a neighbour stay: it may be in use. */

@@ -80,9 +80,11 @@ uint64_t kn_weights_file_bytes(const kn_weights *weights); /* all shards */
 /* Value of a key in the header's __metadata__, or NULL. First shard that has it. */
 const char *kn_weights_metadata(const kn_weights *weights, const char *key);
 
-/* Hints for streaming: read ahead soon, or drop the pages from this process
- * (they stay in the page cache). No effect on synthetic weights. */
+/* Hints for streaming. prefetch: read ahead soon, without waiting. populate: have the pages mapped now, in one call
+ * instead of a fault for every few; waits for those still being read. release: drop the pages from this process (they
+ * stay in the page cache). No effect on synthetic weights. */
 void kn_weights_prefetch(const kn_weights *weights, const kn_tensor *tensor);
+void kn_weights_populate(const kn_weights *weights, const kn_tensor *tensor);
 void kn_weights_release(const kn_weights *weights, const kn_tensor *tensor);
 
 /* ---- writing ---- */

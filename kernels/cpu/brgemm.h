@@ -43,6 +43,14 @@ KN_INLINE vi vi_load(const void *p)
 {
     return _mm256_load_si256((const __m256i *)p);
 }
+KN_INLINE vi vi_loadu(const void *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+KN_INLINE void vi_store(void *p, vi x)
+{
+    _mm256_store_si256((__m256i *)p, x);
+}
 KN_INLINE vi vi_set1(int32_t x)
 {
     return _mm256_set1_epi32(x);
@@ -58,6 +66,14 @@ typedef __m512i vi;
 KN_INLINE vi vi_load(const void *p)
 {
     return _mm512_load_si512(p);
+}
+KN_INLINE vi vi_loadu(const void *p)
+{
+    return _mm512_loadu_si512(p);
+}
+KN_INLINE void vi_store(void *p, vi x)
+{
+    _mm512_store_si512(p, x);
 }
 KN_INLINE vi vi_set1(int32_t x)
 {
@@ -167,18 +183,65 @@ KN_INLINE void brgemm(bool bf16, int64_t rows, const char *const *a, int taps, i
     }
 }
 
+/* Transposes VL x VL units held in VL vectors. */
+KN_INLINE void vi_transpose(vi r[VL])
+{
+    vi t[VL];
+#if defined(KN_TIER_AVX2)
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm256_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm256_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; i++) r[i] = t[i];
+#else
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++) /* 128-bit lanes: rows 0-3 with 4-7, rows 8-11 with 12-15 */
+        for (int j = 0; j < 16; j += 8) {
+            t[j + i] = _mm512_shuffle_i32x4(r[j + i], r[j + i + 4], 0x88);
+            t[j + i + 4] = _mm512_shuffle_i32x4(r[j + i], r[j + i + 4], 0xdd);
+        }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+#endif
+}
+
 /* Units of one panel row block: [units][NR] from `columns` (<= NR) source rows that
  * hold their units consecutively, source_stride units apart; missing columns are zero. */
 KN_INLINE void pack_transposed(uint32_t *panel, const uint32_t *source, int64_t source_stride, int64_t columns,
                                int64_t units)
 {
-    enum { BLOCK = 16 };
-    for (int64_t u0 = 0; u0 < units; u0 += BLOCK) {
-        int64_t u1 = u0 + BLOCK < units ? u0 + BLOCK : units;
-        for (int64_t j = 0; j < columns; j++)
-            for (int64_t u = u0; u < u1; u++) panel[u * NR + j] = source[j * source_stride + u];
-        for (int64_t j = columns; j < NR; j++)
-            for (int64_t u = u0; u < u1; u++) panel[u * NR + j] = 0;
+    int64_t u = 0;
+    for (; columns == NR && u + VL <= units; u += VL)
+        for (int64_t j = 0; j < NR; j += VL) {
+            vi r[VL];
+            KN_UNROLL for (int i = 0; i < VL; i++) r[i] = vi_loadu(source + (j + i) * source_stride + u);
+            vi_transpose(r);
+            KN_UNROLL for (int i = 0; i < VL; i++) vi_store(panel + (u + i) * NR + j, r[i]);
+        }
+    for (; u < units; u++) {
+        for (int64_t j = 0; j < columns; j++) panel[u * NR + j] = source[j * source_stride + u];
+        for (int64_t j = columns; j < NR; j++) panel[u * NR + j] = 0;
     }
 }
 

@@ -521,10 +521,10 @@ static void test_defaults_of_missing_keys(void **state)
     assert_int_equal(r->dit.out_channels, 16);
     assert_int_equal(r->dit.freq_dim, 256);
     assert_int_equal(r->dit.rope_max_seq_len, 1024);
-    assert_true(r->dit.cross_attn_norm && r->dit.eps == 1e-6f);
+    assert_true(r->dit.cross_attn_norm && r->dit.eps == 1e-6);
     assert_int_equal(r->text.relative_attention_num_buckets, 32);
     assert_int_equal(r->vae.decoder_base_dim, 4);
-    assert_true(r->sampler.shift == 1.0f && r->sampler.lower_order_final);
+    assert_true(r->sampler.shift == 1.0 && r->sampler.lower_order_final);
     assert_int_equal(r->sampler.num_train_timesteps, 1000);
     kn_repository_close(&r);
     folder_remove(&in);
