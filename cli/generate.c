@@ -25,7 +25,7 @@ typedef struct settings {
     kn_precision precision, vae_precision;
     int32_t threads, crf;
     double seconds; /* of video; 0: not given */
-    bool json, preview, has_seed, verbose;
+    bool json, preview, has_seed, has_seconds, verbose;
     bool request_given; /* an option that a resumed request fixes already */
     kn_request request;
 } settings;
@@ -55,12 +55,24 @@ static kn_status parse_prompt(const kn_option *option, const char *text)
     return *out ? KN_OK : KN_NOMEM;
 }
 
+/* Two whole numbers of 1 or more with `between` between them, and nothing else. */
+static bool read_pair(const char *text, char between, int32_t *first, int32_t *second)
+{
+    char *end;
+    if (*text < '0' || *text > '9') return false;
+    const long long a = strtoll(text, &end, 10); /* saturates */
+    if (*end != between || end[1] < '0' || end[1] > '9') return false;
+    const long long b = strtoll(end + 1, &end, 10);
+    if (*end || a < 1 || a > INT32_MAX || b < 1 || b > INT32_MAX) return false;
+    *first = (int32_t)a;
+    *second = (int32_t)b;
+    return true;
+}
+
 static kn_status parse_size(const kn_option *option, const char *text)
 {
     kn_request *r = option->out;
-    int used = 0;
-    if (sscanf(text, "%" SCNd32 "x%" SCNd32 "%n", &r->width, &r->height, &used) != 2 || text[used] || r->width < 1 ||
-        r->height < 1)
+    if (!read_pair(text, 'x', &r->width, &r->height))
         return kn_fail(KN_INVALID, "--size is \"%s\"; it must be WxH in pixels, such as 832x480", text);
     return KN_OK;
 }
@@ -69,9 +81,7 @@ static kn_status parse_size(const kn_option *option, const char *text)
 static kn_status parse_fps(const kn_option *option, const char *text)
 {
     kn_request *r = option->out;
-    int used = 0;
-    if (sscanf(text, "%" SCNd32 "/%" SCNd32 "%n", &r->fps_numerator, &r->fps_denominator, &used) == 2 && !text[used])
-        return KN_OK;
+    if (read_pair(text, '/', &r->fps_numerator, &r->fps_denominator)) return KN_OK;
     double value;
     kn_status st = kn_cli_double(&(kn_option){.name = option->name, .out = &value}, text);
     if (st != KN_OK) return st;
@@ -129,7 +139,7 @@ static kn_status parse_settings(settings *s, int argc, char **argv)
         {"negative-prompt", 'n', "TEXT", "what to avoid; default none", parse_prompt, &r->negative_prompt, fixed},
         {"size", 0, "WxH", "pixels; rounded down to a multiple of 16", parse_size, r, fixed},
         {"frames", 0, "N", "video frames; rounded to 4n + 1", kn_cli_int32, &r->frames, fixed},
-        {"seconds", 0, "S", "length instead of frames", kn_cli_double, &s->seconds, fixed},
+        {"seconds", 0, "S", "length instead of frames", kn_cli_double, &s->seconds, &s->has_seconds},
         {"fps", 0, "R", "frames per second: 16, 23.976 or 24000/1001", parse_fps, r, fixed},
         {"steps", 0, "N", "denoise steps", kn_cli_int32, &r->steps, fixed},
         {"guidance", 'g', "G", "guidance scale; 1 or less switches it off", kn_cli_double, &r->guidance, fixed},
@@ -166,16 +176,16 @@ static kn_status check_settings(settings *s)
     if (!s->output) s->output = "out.mp4";
     if (!s->device) s->device = "cpu";
     if (s->resume) {
-        if (s->request_given || s->has_seed)
+        if (s->request_given || s->has_seed || s->has_seconds)
             return kn_fail(KN_INVALID, "--resume continues a saved request; only output and device options go with it");
         if (s->dump) return kn_fail(KN_INVALID, "--dump needs every step and does not go with --resume");
         if (!s->checkpoint) s->checkpoint = s->resume;
         return KN_OK;
     }
     if (!s->request.prompt) return kn_fail(KN_INVALID, "--prompt is missing");
-    if (s->seconds != 0.0 && s->request.frames != 0)
+    if (s->has_seconds && s->request.frames != 0)
         return kn_fail(KN_INVALID, "--frames and --seconds say the same; give one");
-    if (s->seconds < 0.0 || s->seconds > 3600.0)
+    if (s->has_seconds && !(s->seconds > 0.0 && s->seconds <= 3600.0))
         return kn_fail(KN_INVALID, "--seconds is %g; it must be above 0 and at most 3600", s->seconds);
     if (!s->has_seed && getrandom(&s->request.seed, sizeof(uint32_t), 0) != sizeof(uint32_t))
         return kn_fail(KN_IO, "no random seed could be had; give --seed");
@@ -345,7 +355,7 @@ static void on_signal(int number)
 /* The first interrupt is taken between slices; a second one ends the process at once. */
 static void catch_interrupts(void)
 {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
@@ -377,9 +387,12 @@ fail:
 static kn_status stop_here(run *r)
 {
     kn_progress_break(&r->progress);
-    if (r->s->checkpoint)
+    if (r->s->checkpoint) {
+        kn_status st = kn_generation_save(r->generation, r->s->checkpoint); /* there is none before the first slice */
+        if (st != KN_OK) return st;
         return kn_fail(KN_CANCELLED, "interrupted; to go on: kinora generate --model %s --resume %s -o %s", r->s->model,
                        r->s->checkpoint, r->s->output);
+    }
     return kn_fail(KN_CANCELLED, "interrupted; nothing was kept (--checkpoint FILE would keep the steps done)");
 }
 
@@ -387,6 +400,7 @@ static kn_status run_slices(run *r)
 {
     kn_status st = KN_OK;
     for (kn_slice slice; (slice = kn_generation_next(r->generation)).kind != KN_SLICE_DONE;) {
+        if (interrupted) return stop_here(r);
         const int64_t start = kn_clock_ns();
         KN_TRY(kn_generation_step(&r->generation, 1));
         const double seconds = kn_clock_seconds(kn_clock_ns() - start);
@@ -395,7 +409,6 @@ static kn_status run_slices(run *r)
         kn_cli_resident_peak();
         kn_progress_slice(&r->progress, slice, seconds);
         if (r->s->preview && slice.kind == KN_SLICE_DENOISE) KN_TRY(write_preview(r, slice));
-        if (interrupted && slice.kind != KN_SLICE_MUX) return stop_here(r);
     }
     if (r->s->dump) KN_TRY(kn_dump_write(&r->dump, r->s->dump));
 fail:
@@ -432,12 +445,12 @@ static void print_end(const run *r)
 static kn_status generate(run *r)
 {
     kn_status st = KN_OK;
+    catch_interrupts(); /* before the output's temporary file exists */
     KN_TRY(open_model(r));
     KN_TRY(resolve(r));
     KN_TRY(open_media(r));
     KN_TRY(print_start(r));
     KN_TRY(open_generation(r));
-    catch_interrupts();
     KN_TRY(run_slices(r));
     print_end(r);
 fail:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/request.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -89,8 +90,8 @@ static kn_status resolve_rate(kn_request *r, const kn_repository *repository)
             r->fps_denominator /= 10;
         }
     }
-    if (r->fps_numerator < 1 || r->fps_denominator < 1 || r->fps_numerator / r->fps_denominator > KN_FPS_MAX ||
-        r->fps_numerator < r->fps_denominator / 10)
+    if (r->fps_numerator < 1 || r->fps_denominator < 1 || r->fps_numerator > (int64_t)r->fps_denominator * KN_FPS_MAX ||
+        (int64_t)r->fps_numerator * 10 < r->fps_denominator)
         return kn_fail(KN_INVALID, "fps is %d/%d; it must be 0.1 to %d", r->fps_numerator, r->fps_denominator,
                        KN_FPS_MAX);
     return KN_OK;
@@ -229,8 +230,10 @@ kn_status kn_request_from_json(kn_request *out, const char *text, const char *fi
     KN_TRY(read_number(root, "guidance", file, &r.guidance));
     KN_TRY(read_number(root, "shift", file, &r.shift));
     KN_TRY(kn_config_string(&config, "seed", NULL, &string));
+    errno = 0;
     r.seed = strtoull(string, (char **)&end, 10);
-    if (end == string || *end) KN_TRY(kn_fail(KN_CORRUPT, "%s: request: seed is not a number", file));
+    if (*string < '0' || *string > '9' || *end || errno)
+        KN_TRY(kn_fail(KN_CORRUPT, "%s: request: seed is not a number", file));
     KN_TRY(kn_config_string(&config, "sampler", NULL, &string));
     r.has_sampler = true;
     r.sampler = strcmp(string, "euler") == 0 ? KN_SAMPLER_EULER : KN_SAMPLER_UNIPC;
