@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Times diffusers on torch on this machine's CPU, part by part, and prints one JSON document.
 
     benchmarks/peers/setup

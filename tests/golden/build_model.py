@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes one tiny Wan 2.1 pipeline with random weights, as a folder that diffusers' WanPipeline loads.
 
 Why not simply use the libraries' own initialisation: it leaves norms at one, biases and modulation tables near
@@ -27,14 +28,16 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # The tokenizer learns from sentences put together from these words and from names made of syllables, which fill the
 # vocabulary with pieces of every length; the other sentences add scripts and punctuation.
 WORDS = {
-    "who": "dancer runner child cyclist violinist potter goalkeeper surfer baker gardener dog heron horse robot".split(),
+    "who": ("dancer runner child cyclist violinist potter goalkeeper surfer baker gardener dog heron horse "
+            "robot").split(),
     "look": "young tired laughing elegant barefoot masked tall curious wet sunlit graceful tiny quiet".split(),
     "does": "jumps turns glides paints climbs juggles waits sprints drifts bows spins rows kneels waves".split(),
     "how": "slowly suddenly gently quickly backwards together again carefully".split(),
     "where": "beach harbour rooftop forest kitchen stadium station desert bridge market glacier meadow".split(),
     "when": "at dawn,at dusk,in heavy rain,under neon light,by candlelight,in thick fog,at noon,in winter".split(","),
     "camera": "handheld tracking static aerial close-up wide-angle low-angle telephoto macro".split(),
-    "style": "cinematic,35mm film,soft focus,high contrast,slow motion,shallow depth of field,4k,black and white".split(","),
+    "style": ("cinematic,35mm film,soft focus,high contrast,slow motion,shallow depth of field,4k,"
+              "black and white").split(","),
     "other": [
         "Der Töpfer dreht eine Schüssel, während draußen Schnee fällt.", "La danseuse tourne sous la pluie d’été.",
         "El niño salta la cuerda en la plaza.", "Девочка рисует парусник на песке.", "踊り子が雨の中で回る。",

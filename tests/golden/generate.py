@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes and checks golden fixtures: a tiny random model and what diffusers makes of it (see README.md).
 
     generate.py NAME...          write the named fixtures of CONFIGS next to this script (replacing them)
@@ -51,11 +52,16 @@ CONFIGS = {
 
 # Tokenizer cases: white space, compatibility forms, scripts in and out of the vocabulary, joiners, controls, lengths.
 STRINGS = [
-    "a surfer waits at dawn", "", "   ", "\ttabs\tand\nlines\r\n", "  lead,  middle  and trail  ", "UPPER lower MiXeD",
-    "été e\u0301te\u0301 Töpfer To\u0308pfer", "ﬂow ﬁlm Ⅷ ㎏ ① ½ ²", "ＷＩＤＥ　ｓｐａｃｅ", "踊り子がガ\u3099行く", "一个男孩在河边",
-    "무용수 무용수", "नर्तकी घूमती", "الراقصة تدور", "Девочка ёлка", "🏄 ☀️ 👩‍🚀 🇫🇷", "soft\u00adhyphen zero\u200bwidth nb\u00a0sp",
-    "“curly” ‘quotes’ — … ‹›", "control \u0001\u007f chars", "<extra_id_7> </s> <pad> in text", "<extra_id_100>", "▁ lower one eighth block",
-    "x" * 200, "dancer " * 300, "unseen: ☃ 𝔘 ก ß ſ İ ﷺ", "\ufeffbom and \u2028 line separator", "1234567890 !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~",
+    "a surfer waits at dawn", "", "   ", "\ttabs\tand\nlines\r\n", "  lead,  middle  and trail  ",
+    "UPPER lower MiXeD",
+    "été e\u0301te\u0301 Töpfer To\u0308pfer", "ﬂow ﬁlm Ⅷ ㎏ ① ½ ²", "ＷＩＤＥ　ｓｐａｃｅ",
+    "踊り子がガ\u3099行く", "一个男孩在河边",
+    "무용수 무용수", "नर्तकी घूमती", "الراقصة تدور", "Девочка ёлка", "🏄 ☀️ 👩‍🚀 🇫🇷",
+    "soft\u00adhyphen zero\u200bwidth nb\u00a0sp",
+    "“curly” ‘quotes’ — … ‹›", "control \u0001\u007f chars", "<extra_id_7> </s> <pad> in text", "<extra_id_100>",
+    "▁ lower one eighth block",
+    "x" * 200, "dancer " * 300, "unseen: ☃ 𝔘 ก ß ſ İ ﷺ", "\ufeffbom and \u2028 line separator",
+    "1234567890 !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~",
 ]
 
 

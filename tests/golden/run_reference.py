@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs diffusers' WanPipeline on a model folder, on the CPU, and records what passes between its parts.
 
 Everything is computed in float32 whatever type the files hold, except the one transformer forward in bfloat16.

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Writes sampling_cases.json: schedules, solver trajectories and noise as diffusers and torch compute them.
 
     sampling_cases.py            write sampling_cases.json next to this script
