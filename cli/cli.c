@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 #include "base/log.h"
 
@@ -139,13 +140,21 @@ kn_status kn_cli_double(const kn_option *option, const char *text)
 void kn_cli_put_json_string(FILE *out, const char *text)
 {
     fputc('"', out);
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-        if (*p == '"' || *p == '\\')
-            fprintf(out, "\\%c", *p);
-        else if (*p < 0x20)
-            fprintf(out, "\\u%04x", *p);
+    for (const unsigned char *p = (const unsigned char *)text; *p;) {
+        int32_t code;
+        utf8proc_ssize_t length = utf8proc_iterate(p, -1, &code);
+        if (length < 1) { /* not UTF-8, which JSON must be */
+            fputs("\\ufffd", out);
+            p++;
+            continue;
+        }
+        if (code == '"' || code == '\\')
+            fprintf(out, "\\%c", (char)code);
+        else if (code < 0x20)
+            fprintf(out, "\\u%04x", (unsigned)code);
         else
-            fputc(*p, out);
+            fwrite(p, 1, (size_t)length, out);
+        p += length;
     }
     fputc('"', out);
 }

@@ -4,12 +4,15 @@
  * runs slices until done; between two slices it looks for an interrupt, saves a
  * checkpoint and reports. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -170,11 +173,32 @@ static kn_status parse_settings(settings *s, int argc, char **argv)
                         "generate --model DIR --prompt TEXT [OPTIONS]", NULL, 0, NULL);
 }
 
+/* A file that is written late must not turn out impossible after the work. */
+static kn_status check_writable(const char *option, const char *path)
+{
+    kn_status st = KN_OK;
+    struct stat there;
+    if (!path) return KN_OK;
+    const char *slash = strrchr(path, '/');
+    char *folder = slash == path ? kn_strdup("/") : slash ? kn_strndup(path, (size_t)(slash - path)) : kn_strdup(".");
+    if (!folder) return KN_NOMEM;
+    if (stat(path, &there) == 0 && !S_ISREG(there.st_mode))
+        st = kn_fail(KN_INVALID, "--%s %s: is there and is not a regular file; it is not replaced", option, path);
+    else if (access(folder, W_OK | X_OK) != 0)
+        st = kn_fail(KN_IO, "--%s %s: cannot be written: %s", option, path, strerror(errno));
+    kn_free(folder);
+    return st;
+}
+
 static kn_status check_settings(settings *s)
 {
+    kn_status st = KN_OK;
     if (!s->model) return kn_fail(KN_INVALID, "--model is missing");
     if (!s->output) s->output = "out.mp4";
     if (!s->device) s->device = "cpu";
+    KN_TRY(check_writable("output", s->output));
+    KN_TRY(check_writable("checkpoint", s->checkpoint));
+    KN_TRY(check_writable("dump", s->dump));
     if (s->resume) {
         if (s->request_given || s->has_seed || s->has_seconds)
             return kn_fail(KN_INVALID, "--resume continues a saved request; only output and device options go with it");
@@ -189,7 +213,8 @@ static kn_status check_settings(settings *s)
         return kn_fail(KN_INVALID, "--seconds is %g; it must be above 0 and at most 3600", s->seconds);
     if (!s->has_seed && getrandom(&s->request.seed, sizeof(uint32_t), 0) != sizeof(uint32_t))
         return kn_fail(KN_IO, "no random seed could be had; give --seed");
-    return KN_OK;
+fail:
+    return st;
 }
 
 /* ---- sinks ---- */
@@ -290,6 +315,12 @@ static kn_status open_media(run *r)
                                     .crf = s->crf,
                                     .title = r->request.prompt,
                                     .comment = comment};
+    const char *extension = strrchr(s->output, '.');
+    if (extension && strcmp(extension, ".png") == 0 && !strchr(s->output, '%') && r->request.frames > 1)
+        KN_TRY(kn_fail(KN_INVALID,
+                       "--output %s is one picture and there are %d frames; a pattern such as "
+                       "frame-%%04d.png takes them",
+                       s->output, r->request.frames));
     KN_TRY(kn_model_plan(r->model, &r->request, &r->plan));
     r->media_bytes = kn_media_bytes(&params);
     KN_TRY(kn_media_open(&r->media, &params));

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/generation.h"
 
+#include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -361,6 +363,29 @@ fail:
 
 /* ---- decode ---- */
 
+/* Weights that overflow, or are NaN, would otherwise become a film of black frames. */
+static kn_status check_finite(const kn_generation *g, const float *host)
+{
+    for (int64_t i = 0; i < g->elements; i++)
+        if (!isfinite(host[i]))
+            return kn_fail(KN_CORRUPT, "%s: the model's output is not finite after step %d: latent %" PRId64 " is %g",
+                           kn_model_repository(g->model)->root, g->step, i, (double)host[i]);
+    return KN_OK;
+}
+
+static kn_status check_latents(const kn_generation *g)
+{
+    kn_status st = KN_OK;
+    float *host = kn_alloc_array((size_t)g->elements, sizeof *host);
+    if (!host) return KN_NOMEM;
+    KN_TRY(kn_stream_download(kn_model_stream(g->model), host, g->latents, (size_t)g->elements * sizeof *host));
+    KN_TRY(kn_stream_synchronize(kn_model_stream(g->model)));
+    KN_TRY(check_finite(g, host));
+fail:
+    kn_free(host);
+    return st;
+}
+
 static kn_status deliver(void *context, int64_t index, const float *planes)
 {
     kn_status st = KN_OK;
@@ -382,6 +407,7 @@ static kn_status open_decoder(kn_generation *g)
     kn_status st = KN_OK;
     kn_device_info info;
     kn_model_workspace_release(g->model);
+    KN_TRY(check_latents(g));
     KN_TRY(kn_model_prepare(g->model, KN_VAE));
     KN_TRY(
         kn_vae_decoder_create(&g->decoder, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w));
@@ -466,6 +492,7 @@ kn_status kn_generation_save(const kn_generation *g, const char *path)
         KN_TRY(kn_stream_download(kn_model_stream(g->model), host[i], device[i], bytes));
     }
     KN_TRY(kn_stream_synchronize(kn_model_stream(g->model)));
+    KN_TRY(check_finite(g, host[0]));
     KN_TRY(kn_request_to_json(&request, &g->request));
     KN_TRY(kn_checkpoint_save(&(kn_checkpoint){.request = request,
                                                .model = kn_model_fingerprint(g->model),

@@ -153,21 +153,33 @@ fail:
     return st;
 }
 
-/* White space of Python's \s and str.strip: Unicode White_Space and the four separators of ASCII. */
+/* What str.strip removes: Unicode White_Space and the four separators of ASCII. The pipeline's \s, of the `regex`
+ * module and not of `re`, does not hold those four. */
 static bool is_python_space(int32_t code)
 {
     return kn_token_is_space(code) || (code >= 0x1c && code <= 0x1f);
 }
 
+/* Strips both ends, then makes every run of white space one space. */
 static kn_status collapse_spaces(const kn_token_text *in, kn_token_text *out)
 {
     kn_status st = KN_OK;
+    size_t first = in->bytes, last = 0; /* of what is left when stripped */
     bool pending = false;
     for (size_t at = 0; at < in->bytes;) {
         int32_t code;
         size_t length = kn_token_utf8_read(in->data + at, in->bytes - at, &code);
-        if (is_python_space(code)) {
-            pending = out->bytes > 0;
+        if (!is_python_space(code)) {
+            if (at < first) first = at;
+            last = at + length;
+        }
+        at += length;
+    }
+    for (size_t at = first; at < last;) {
+        int32_t code;
+        size_t length = kn_token_utf8_read(in->data + at, in->bytes - at, &code);
+        if (kn_token_is_space(code)) {
+            pending = true;
         } else {
             if (pending) KN_TRY(kn_token_text_append(out, " ", 1));
             KN_TRY(kn_token_text_append(out, in->data + at, length));

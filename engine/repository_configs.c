@@ -263,9 +263,6 @@ static kn_status check_vae_shape(const kn_config *config, const kn_wan_vae_confi
         if (width > WIDTH_MAX || c->base_dim * c->dim_mult[i] > WIDTH_MAX)
             return kn_fail(KN_CORRUPT, "%s: base_dim %d x dim_mult[%d] %d is above %d", config->file, c->base_dim, i,
                            c->dim_mult[i], WIDTH_MAX);
-        /* An upsampler halves the channels of every stage but the last one, which has dim_mult[0]. */
-        if (i > 0 && width % 2 != 0)
-            return kn_fail(KN_CORRUPT, "%s: decoder channels %d of stage %d cannot be halved", config->file, width, i);
         if (i + 1 < c->stages && c->temporal_downsample[i]) temporal *= 2;
     }
     /* Written by newer diffusers; they follow from the stages. */

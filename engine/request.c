@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 #include "base/mem.h"
 #include "engine/config.h"
@@ -45,8 +46,17 @@ static kn_status check_range(const char *field, int64_t value, int64_t low, int6
 
 static kn_status check_text(const char *field, const char *text)
 {
-    if (strlen(text) <= KN_PROMPT_BYTES_MAX) return KN_OK;
-    return kn_fail(KN_INVALID, "%s has %zu bytes; at most %d", field, strlen(text), KN_PROMPT_BYTES_MAX);
+    const size_t bytes = strlen(text);
+    if (bytes > KN_PROMPT_BYTES_MAX)
+        return kn_fail(KN_INVALID, "%s has %zu bytes; at most %d", field, bytes, KN_PROMPT_BYTES_MAX);
+    for (size_t at = 0; at < bytes;) {
+        int32_t code;
+        const utf8proc_ssize_t length =
+            utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(bytes - at), &code);
+        if (length < 1) return kn_fail(KN_INVALID, "%s is not valid UTF-8 at byte %zu", field, at);
+        at += (size_t)length;
+    }
+    return KN_OK;
 }
 
 static int32_t floor_side(const char *field, int32_t side, int32_t multiple, kn_request_notes *notes)

@@ -214,6 +214,12 @@ kn_status kn_safetensors_create(kn_safetensors_writer **out, const char *path, c
         st = kn_fail(KN_INVALID, "%s: a name or metadata string is not UTF-8, or memory ran out", path);
         goto fail;
     }
+    /* The finished file takes the place of what is there; of a device, a pipe or a folder it must not. */
+    struct stat there;
+    if (stat(path, &there) == 0 && !S_ISREG(there.st_mode)) {
+        st = kn_fail(KN_INVALID, "%s: is there and is not a regular file; it is not replaced", path);
+        goto fail;
+    }
     /* A link planted under the temporary name must not lead the bytes elsewhere. */
     writer->file = open(writer->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (writer->file < 0) {

@@ -105,7 +105,7 @@ kn_status kn_umt5_create(kn_umt5 **out, const kn_umt5_config *config, const kn_w
     e->weights = weights;
     e->device = kn_stream_device(stream);
     e->ops = kn_device_ops(e->device);
-    e->compute = compute;
+    e->compute = config->d_kv % 2 == 0 ? compute : KN_F32; /* bfloat16 attention takes a head's elements in pairs */
     kn_device_describe(e->device, &info);
     if (!info.host_memory) {
         st = kn_fail(KN_UNSUPPORTED, "the text encoder needs a device that reads host memory; %s does not", info.name);

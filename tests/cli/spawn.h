@@ -26,7 +26,7 @@
 
 extern char **environ;
 
-enum { ARGUMENTS_MAX = 48, LINES_MAX = 256 };
+enum { ARGUMENTS_MAX = 48 };
 
 /* A whole file, ended with a NUL that *bytes does not count; free() it. NULL when it is not there. */
 static inline char *read_whole(const char *path, size_t *bytes)

@@ -439,8 +439,9 @@ static void text_that_json_cannot_hold(void **state)
     (void)state;
     kn_request r = with_prompt("\xff");
     char *text = NULL;
-    ok(kn_request_resolve(&r, published, NULL));
-    assert_int_equal(kn_request_to_json(&text, &r), KN_INVALID);
+    kn_status st = kn_request_resolve(&r, published, NULL);
+    if (st == KN_OK) st = kn_request_to_json(&text, &r);
+    assert_int_equal(st, KN_INVALID);
     assert_non_null(strstr(kn_fail_message(), "not valid UTF-8"));
     assert_null(text);
     kn_request_release(&r);

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Writes tokenizer_cases.json: strings that are hard to tokenize, with the ids that `tokenizers` (for tokenizer.json)
-and `sentencepiece` (for spiece.model) give them, and prompts with what Python's html and re modules make of them.
+and `sentencepiece` (for spiece.model) give them, and prompts with what Python's html module and the regex module make of them, as diffusers does.
 
-    pip install tokenizers==0.23.3 sentencepiece==0.2.3
+    pip install tokenizers==0.23.3 sentencepiece==0.2.3 regex==2026.11.15
     python3 tests/golden/tokenizer_cases.py
 
 `texts` are tokenized by every file under `files`, `bytes` (hexadecimal, not always UTF-8) by the spiece.model files;
@@ -14,8 +14,8 @@ import html
 import json
 import pathlib
 import random
-import re
 
+import regex
 import sentencepiece
 import tokenizers
 
@@ -212,7 +212,7 @@ def random_prompt(rng):
 
 def clean(text):
     text = html.unescape(html.unescape(text)).strip()
-    return re.sub(r"\s+", " ", text).strip()
+    return regex.sub(r"\s+", " ", text).strip()
 
 
 def main():
