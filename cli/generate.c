@@ -19,6 +19,7 @@
 #include "base/mem.h"
 #include "cli/cli.h"
 #include "cli/dump.h"
+#include "cli/options.h"
 #include "cli/progress.h"
 #include "engine/generation.h"
 #include "engine/media.h"
@@ -58,25 +59,14 @@ static kn_status parse_prompt(const kn_option *option, const char *text)
     return *out ? KN_OK : KN_NOMEM;
 }
 
-/* Two whole numbers of 1 or more with `between` between them, and nothing else. */
-static bool read_pair(const char *text, char between, int32_t *first, int32_t *second)
-{
-    char *end;
-    if (*text < '0' || *text > '9') return false;
-    const long long a = strtoll(text, &end, 10); /* saturates */
-    if (*end != between || end[1] < '0' || end[1] > '9') return false;
-    const long long b = strtoll(end + 1, &end, 10);
-    if (*end || a < 1 || a > INT32_MAX || b < 1 || b > INT32_MAX) return false;
-    *first = (int32_t)a;
-    *second = (int32_t)b;
-    return true;
-}
-
 static kn_status parse_size(const kn_option *option, const char *text)
 {
     kn_request *r = option->out;
-    if (!read_pair(text, 'x', &r->width, &r->height))
-        return kn_fail(KN_INVALID, "--size is \"%s\"; it must be WxH in pixels, such as 832x480", text);
+    kn_cli_extent size;
+    kn_status st = kn_cli_size(&(kn_option){.name = option->name, .out = &size}, text);
+    if (st != KN_OK) return st;
+    r->width = size.width;
+    r->height = size.height;
     return KN_OK;
 }
 
@@ -84,7 +74,7 @@ static kn_status parse_size(const kn_option *option, const char *text)
 static kn_status parse_fps(const kn_option *option, const char *text)
 {
     kn_request *r = option->out;
-    if (read_pair(text, '/', &r->fps_numerator, &r->fps_denominator)) return KN_OK;
+    if (kn_cli_pair(text, '/', &r->fps_numerator, &r->fps_denominator)) return KN_OK;
     double value;
     kn_status st = kn_cli_double(&(kn_option){.name = option->name, .out = &value}, text);
     if (st != KN_OK) return st;
@@ -121,17 +111,6 @@ static kn_status parse_sigmas(const kn_option *option, const char *text)
     }
 }
 
-static kn_status parse_precision(const kn_option *option, const char *text)
-{
-    static const char *const names[] = {"auto", "float32", "bfloat16"};
-    for (int i = 0; i < 3; i++)
-        if (strcmp(text, names[i]) == 0) {
-            *(kn_precision *)option->out = (kn_precision)i;
-            return KN_OK;
-        }
-    return kn_fail(KN_INVALID, "--%s is \"%s\"; it must be auto, float32 or bfloat16", option->name, text);
-}
-
 static kn_status parse_settings(settings *s, int argc, char **argv)
 {
     kn_request *r = &s->request;
@@ -150,8 +129,8 @@ static kn_status parse_settings(settings *s, int argc, char **argv)
         {"sampler", 0, "NAME", "unipc or euler; default the model's", parse_sampler, r, fixed},
         {"shift", 0, "X", "shift of the noise levels", kn_cli_double, &r->shift, fixed},
         {"sigmas", 0, "A,B,C", "explicit noise levels, decreasing, in (0, 1]", parse_sigmas, r, fixed},
-        {"precision", 0, "TYPE", "auto, float32 or bfloat16", parse_precision, &s->precision, NULL},
-        {"vae-precision", 0, "TYPE", "the same for the autoencoder; auto is float32", parse_precision,
+        {"precision", 0, "TYPE", "auto, float32 or bfloat16", kn_cli_precision, &s->precision, NULL},
+        {"vae-precision", 0, "TYPE", "the same for the autoencoder; auto is float32", kn_cli_precision,
          &s->vae_precision, NULL},
         {"device", 0, "NAME", "cpu", kn_cli_text, &s->device, NULL},
         {"threads", 0, "N", "CPU threads; default all cores", kn_cli_int32, &s->threads, NULL},
@@ -199,6 +178,11 @@ static kn_status check_settings(settings *s)
     KN_TRY(check_writable("output", s->output));
     KN_TRY(check_writable("checkpoint", s->checkpoint));
     KN_TRY(check_writable("dump", s->dump));
+    const char *const files[] = {s->output, s->checkpoint, s->dump};
+    for (int i = 0; i < 3; i++)
+        for (int j = i + 1; j < 3; j++)
+            if (files[i] && files[j] && strcmp(files[i], files[j]) == 0)
+                return kn_fail(KN_INVALID, "%s is named for two files; each needs its own", files[i]);
     if (s->resume) {
         if (s->request_given || s->has_seed || s->has_seconds)
             return kn_fail(KN_INVALID, "--resume continues a saved request; only output and device options go with it");
@@ -290,11 +274,6 @@ fail:
     return st;
 }
 
-static const char *type_name(kn_dtype dtype)
-{
-    return dtype == KN_BF16 ? "bfloat16" : "float32";
-}
-
 static kn_status open_media(run *r)
 {
     kn_status st = KN_OK;
@@ -304,7 +283,7 @@ static kn_status open_media(run *r)
     kn_device_describe(r->device, &info);
     char *comment = kn_format("Kinora " KN_VERSION ", model %s, seed %" PRIu64 ", %d steps, guidance %g, %s %s", name,
                               r->request.seed, r->request.steps, r->request.guidance, info.tier,
-                              type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
+                              kn_cli_type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
     if (!comment) return KN_NOMEM;
     const kn_media_params params = {.path = s->output,
                                     .encoder = s->encoder,
@@ -357,12 +336,12 @@ static kn_status print_start(const run *r)
         printf("{\"event\":\"start\",\"version\":\"" KN_VERSION "\",\"device\":\"%s\",\"tier\":\"%s\",\"threads\":%d,"
                "\"precision\":\"%s\",\"vae_precision\":\"%s\",\"planned_bytes\":%" PRIu64
                ",\"planned_media_bytes\":%" PRIu64 ",\"request\":%s}\n",
-               info.name, info.tier, info.threads, type_name(kn_model_compute(r->model, KN_TRANSFORMER)),
-               type_name(kn_model_compute(r->model, KN_VAE)), r->plan.peak, r->media_bytes, request);
+               info.name, info.tier, info.threads, kn_cli_type_name(kn_model_compute(r->model, KN_TRANSFORMER)),
+               kn_cli_type_name(kn_model_compute(r->model, KN_VAE)), r->plan.peak, r->media_bytes, request);
         fflush(stdout);
     } else {
         fprintf(stderr, "%s: %s, %s, %d thread%s, %s\n", info.name, info.description, info.tier, info.threads,
-                info.threads == 1 ? "" : "s", type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
+                info.threads == 1 ? "" : "s", kn_cli_type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
         fprintf(stderr,
                 "%dx%d, %d frames at %g fps, %d steps, guidance %g, seed %" PRIu64
                 "; memory planned %s, video encoder about %s\n",

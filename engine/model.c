@@ -59,6 +59,10 @@ static void make_fingerprint(kn_model *m)
             h = hash(h, tensor.data, entry.bytes < SAMPLE_BYTES ? (size_t)entry.bytes : SAMPLE_BYTES);
         }
     }
+    const kn_sampler_config *sampler = &m->repository->sampler; /* what a request does not carry */
+    const int32_t settings[] = {sampler->num_train_timesteps, sampler->solver_order, sampler->lower_order_final};
+    h = hash(h, settings, sizeof settings);
+    h = hash(h, KN_VERSION, sizeof KN_VERSION);
     kn_device_info info;
     kn_device_describe(m->device, &info);
     static const char *const names[] = {"float32", "bfloat16", "float16"};

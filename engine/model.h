@@ -48,8 +48,8 @@ kn_umt5 *kn_model_text(const kn_model *model);
 kn_dit *kn_model_dit(const kn_model *model);
 kn_vae *kn_model_vae(const kn_model *model);
 
-/* Identifies what decides a generation's bytes: tensors (names, shapes, a sample of their values), precision, device
- * tier. One short line. */
+/* Identifies what decides a generation's bytes: tensors (names, shapes, a sample of their values), sampler settings,
+ * precision, device tier, this version. One short line. */
 const char *kn_model_fingerprint(const kn_model *model);
 
 /* Memory for the length of one slice, at least `bytes`; grows, is kept, and is the model's. Not nested. */

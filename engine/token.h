@@ -31,7 +31,8 @@ kn_status kn_tokenizer_encode(const kn_tokenizer *tokenizer, const char *text, s
                               int32_t **ids, int32_t *count);
 
 /* The prompt cleaning of diffusers' WanPipeline without ftfy: HTML entities unescaped twice (HTML5 names, as Python's
- * html.unescape), runs of white space (\s of the regex module) become one space, ends stripped as str.strip does. kn_alloc'ed. */
+ * html.unescape), runs of white space (\s of the regex module) become one space, ends stripped as
+ * str.strip does. kn_alloc'ed. */
 kn_status kn_prompt_clean(char **out, const char *text);
 
 #endif

@@ -184,12 +184,15 @@ static void wrong_requests(void **state)
         {{"--output", "frame-%s.png"}, 64, "frame-%s.png: the pattern"},
         {{"--output", "/no/such/folder/clip.mp4"}, 74, "/no/such/folder/clip.mp4"},
         {{"--output", "/no/such/folder/clip.gif"}, 74, "/no/such/folder/clip.gif"},
+        {{"--output", "one.png"}, 64, "one.png is one picture and there are 81 frames"},
+        {{"--prompt=\xff"}, 64, "UTF-8"},
         {{"--encoder", "paintbox"}, 69, "no encoder paintbox"},
         {{"--device", "cuda:7"}, 69, "cuda:7"},
         {{"--isa", "mmx"}, 64, "isa \"mmx\" is unknown"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        command c = command_of(KN_KINORA, LIST("generate", "--model", SMALL, "--prompt", "x"));
+        command c = command_of(KN_KINORA, LIST("generate", "--model", SMALL));
+        if (strncmp(rows[i].arguments[0], "--prompt", 8) != 0) command_add(&c, LIST("--prompt", "x"));
         if (strcmp(rows[i].arguments[0], "--output") != 0) command_add(&c, LIST("-o", file("wrong.mp4")));
         command_add(&c, rows[i].arguments);
         outcome o = command_run(&c);
@@ -199,21 +202,22 @@ static void wrong_requests(void **state)
     }
 }
 
-/* Files that are written besides the video, or one by one: the last line names the file. */
+/* What is written late is looked at early. */
 static void unwritable_files(void **state)
 {
     (void)state;
-    static const char *const options[] = {"--checkpoint", "--dump"};
+    static const char *const options[] = {"--checkpoint", "--dump", "--output"};
+    folder_make(&at, "taken.mp4");
     for (int i = 0; i < 3; i++) {
-        const char *const output = i < 2 ? file("unwritable.mp4") : "/no/such/folder/frame-%04d.png";
-        const command c = short_run(output, i < 2 ? LIST(options[i], "/no/such/folder/file") : LIST("--fps", "8"));
+        const char *const path = i < 2 ? "/no/such/folder/file" : "/no/such/folder/frame-%04d.png";
+        command c = command_of(KN_KINORA, LIST("generate", "--model", SMALL, "--prompt", "x", options[i], path));
+        if (i < 2) command_add(&c, LIST("-o", file("unwritable.mp4")));
         outcome o = command_run(&c);
-        expect_code(&o, 74);
-        assert_string_equal(o.out, "");
-        if (!strstr(o.err, "kinora: /no/such/folder/")) fail_msg("\"%s\" does not name the file", o.err);
-        outcome_free(&o);
+        expect_refused(&o, 74, path);
         assert_false(exists(file("unwritable.mp4.tmp")));
     }
+    outcome o = kinora(LIST("generate", "--model", SMALL, "--prompt", "x", "-o", file("taken.mp4")));
+    expect_refused(&o, 64, "taken.mp4: is there and is not a regular file");
 }
 
 static void missing_and_broken_input(void **state)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Writes tokenizer_cases.json: strings that are hard to tokenize, with the ids that `tokenizers` (for tokenizer.json)
-and `sentencepiece` (for spiece.model) give them, and prompts with what Python's html module and the regex module make of them, as diffusers does.
+and `sentencepiece` (for spiece.model) give them, and prompts with what Python's html module and the regex module make
+of them, as diffusers does.
 
     pip install tokenizers==0.23.3 sentencepiece==0.2.3 regex==2026.11.15
     python3 tests/golden/tokenizer_cases.py
