@@ -150,6 +150,45 @@ static void text_encoder_matches(void **state)
     }
 }
 
+/* bfloat16 attention takes elements in pairs; heads of an odd size are computed in float32 instead. */
+static void odd_heads_use_float32(void **state)
+{
+    (void)state;
+    enum { TOKENS = 5, WIDTH = 14 };
+    static const kn_umt5_config config = {.vocab_size = 64,
+                                          .d_model = WIDTH,
+                                          .d_kv = 7,
+                                          .d_ff = 21,
+                                          .num_heads = 3,
+                                          .num_layers = 2,
+                                          .relative_attention_num_buckets = 32,
+                                          .relative_attention_max_distance = 128,
+                                          .layer_norm_epsilon = 1e-6};
+    static const int32_t ids[TOKENS] = {3, 1, 63, 0, 7}, offsets[] = {0, TOKENS};
+    fixture f = {.name = "synthetic"};
+    kn_weights *weights;
+    float *out[2];
+    ok(kn_weights_synthetic(&weights, 0.3f, KN_F32, 5));
+    ok(kn_device_open(&f.device, &(kn_device_params){.name = "cpu"}));
+    ok(kn_stream_create(&f.stream, f.device));
+    for (kn_dtype compute = KN_F32; compute <= KN_BF16; compute++) {
+        kn_umt5 *encoder;
+        ok(kn_umt5_create(&encoder, &config, weights, f.stream, compute));
+        kn_arena arena = device_arena(&f, kn_umt5_workspace(encoder, offsets, 1));
+        out[compute] = device_copy(&f, NULL, TOKENS * WIDTH * sizeof(float));
+        const kn_matrix rows = {.data = out[compute], .rows = TOKENS, .cols = WIDTH, .stride = WIDTH, .dtype = KN_F32};
+        ok(kn_umt5_encode(encoder, f.stream, &arena, ids, offsets, 1, rows));
+        kn_device_free(f.device, arena.base);
+        kn_umt5_destroy(&encoder);
+    }
+    assert_true(out[0][0] != 0.0f && isfinite(out[0][0]));
+    assert_memory_equal(out[0], out[1], TOKENS * WIDTH * sizeof(float));
+    for (int i = 0; i < 2; i++) kn_device_free(f.device, out[i]);
+    kn_stream_destroy(&f.stream);
+    kn_device_close(&f.device);
+    kn_weights_close(&weights);
+}
+
 static void buckets_match_t5(void **state)
 {
     (void)state;
@@ -401,9 +440,10 @@ static void lazy_weights_change_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(buckets_match_t5),    cmocka_unit_test(text_encoder_matches),
-        cmocka_unit_test(transformer_matches), cmocka_unit_test(pack_does_not_matter),
-        cmocka_unit_test(autoencoder_matches), cmocka_unit_test(lazy_weights_change_nothing),
+        cmocka_unit_test(odd_heads_use_float32),       cmocka_unit_test(buckets_match_t5),
+        cmocka_unit_test(text_encoder_matches),        cmocka_unit_test(transformer_matches),
+        cmocka_unit_test(pack_does_not_matter),        cmocka_unit_test(autoencoder_matches),
+        cmocka_unit_test(lazy_weights_change_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
