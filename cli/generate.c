@@ -369,6 +369,13 @@ static void catch_interrupts(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN); /* a reader that went away is a failed write, found in check_stdout */
+}
+
+/* Whoever reads the JSON lines must not be told less than happened. */
+static kn_status check_stdout(void)
+{
+    return ferror(stdout) ? kn_fail(KN_IO, "standard output cannot be written") : KN_OK;
 }
 
 /* out.mp4 -> out.mp4.preview.png, at most every two seconds. */
@@ -418,6 +425,7 @@ static kn_status run_slices(run *r)
             KN_TRY(kn_generation_save(r->generation, r->s->checkpoint));
         kn_cli_resident_peak();
         kn_progress_slice(&r->progress, slice, seconds);
+        KN_TRY(check_stdout());
         if (r->s->preview && slice.kind == KN_SLICE_DENOISE) KN_TRY(write_preview(r, slice));
     }
     if (r->s->dump) KN_TRY(kn_dump_write(&r->dump, r->s->dump));
@@ -463,6 +471,8 @@ static kn_status generate(run *r)
     KN_TRY(open_generation(r));
     KN_TRY(run_slices(r));
     print_end(r);
+    fflush(stdout);
+    KN_TRY(check_stdout());
 fail:
     kn_generation_destroy(&r->generation);
     kn_media_abandon(&r->media);

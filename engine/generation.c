@@ -631,7 +631,7 @@ kn_status kn_generation_bytes(const kn_model *model, const kn_request *request, 
     g.schedule.kind = request->sampler;
     g.elements = (int64_t)g.shape.channels * g.shape.t * g.shape.h * g.shape.w;
     lay_out(&g, &arena);
-    plan->state = arena.peak;
+    plan->state = arena.peak + sizeof g;
     kn_dit_sequence sequences[BRANCHES];
     kn_dit_context contexts[BRANCHES];
     for (int i = 0; i < g.branches; i++) {

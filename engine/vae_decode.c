@@ -170,7 +170,9 @@ fail:
 kn_status kn_vae_decoder_bytes(size_t *out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w)
 {
     double flop;
-    return dry_run(out, &flop, vae, stream, h, w, SIZING_FRAMES);
+    kn_status st = dry_run(out, &flop, vae, stream, h, w, SIZING_FRAMES);
+    *out += sizeof(kn_vae_decoder);
+    return st;
 }
 
 double kn_vae_decode_flop(const kn_vae *vae, int64_t latent_frames, int32_t h, int32_t w)
@@ -185,9 +187,10 @@ kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *st
 {
     kn_status st = KN_OK;
     size_t bytes;
+    double flop;
     kn_vae_decoder *d = kn_alloc(sizeof *d);
     if (!d) return KN_NOMEM;
-    KN_TRY(kn_vae_decoder_bytes(&bytes, vae, stream, h, w));
+    KN_TRY(dry_run(&bytes, &flop, vae, stream, h, w, SIZING_FRAMES));
     d->vae = vae;
     KN_TRY(kn_device_alloc(vae->device, &d->memory, bytes));
     d->run.pool.arena = kn_arena_view(d->memory, bytes);

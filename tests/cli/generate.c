@@ -238,6 +238,71 @@ static void missing_and_broken_input(void **state)
     assert_false(exists(file("input.mp4.tmp")));
 }
 
+/* The small fixture with one bias made NaN, under `name` in the test's folder. */
+static void make_broken_model(const char *name)
+{
+    static const char *const parts[] = {"model_index.json", "text_encoder",           "tokenizer", "vae",
+                                        "scheduler",        "transformer/config.json"};
+    char from[1024], to[1024], inside[200];
+    folder_make(&at, name);
+    snprintf(inside, sizeof inside, "%s/transformer", name);
+    folder_make(&at, inside);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        snprintf(from, sizeof from, "%s/%s", SMALL, parts[i]);
+        snprintf(to, sizeof to, "%s/%s/%s", at.path, name, parts[i]);
+        assert_int_equal(symlink(from, to), 0);
+    }
+    size_t bytes;
+    char *data = read_whole(SMALL "/transformer/diffusion_pytorch_model.safetensors", &bytes);
+    uint64_t header;
+    memcpy(&header, data, sizeof header);
+    json_t *root = json_loadb(data + 8, (size_t)header, 0, NULL);
+    json_t *offsets = json_object_get(json_object_get(root, "proj_out.bias"), "data_offsets");
+    assert_non_null(offsets);
+    const float nan_value = NAN;
+    memcpy(data + 8 + header + json_integer_value(json_array_get(offsets, 0)), &nan_value, sizeof nan_value);
+    snprintf(inside, sizeof inside, "%s/transformer/diffusion_pytorch_model.safetensors", name);
+    folder_write(&at, inside, data, bytes);
+    json_decref(root);
+    free(data);
+}
+
+/* A film of black frames is not an answer: found before decoding, or by the first checkpoint. */
+static void weights_that_are_not_finite(void **state)
+{
+    (void)state;
+    make_broken_model("nan");
+    for (int checkpoint = 0; checkpoint < 2; checkpoint++) {
+        command c = command_of(KN_KINORA, LIST("generate", "--model", file("nan"), "--prompt", "x", "--size", "32x32",
+                                               "--frames", "5", "--steps", "2", "-o", file("nan.mp4")));
+        if (checkpoint) command_add(&c, LIST("--checkpoint", file("nan.ckpt")));
+        outcome o = command_run(&c);
+        expect_code(&o, 65);
+        if (!strstr(o.err, checkpoint ? "not finite after step 1" : "not finite after step 2")) fail_msg("%s", o.err);
+        outcome_free(&o);
+        assert_false(exists(file("nan.mp4")));
+        assert_false(exists(file("nan.mp4.tmp")));
+    }
+}
+
+/* A reader of the JSON lines that went away, or a full disk under them. */
+static void standard_output_that_fails(void **state)
+{
+    (void)state;
+    const command c = short_run(file("lost.mp4"), LIST("--json"));
+    const int full = open("/dev/full", O_WRONLY | O_CLOEXEC);
+    assert_true(full >= 0);
+    assert_int_equal(command_wait(command_start(&c, full, -1)), 74);
+    close(full);
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    close(ends[0]); /* nobody reads */
+    assert_int_equal(command_wait(command_start(&c, ends[1], -1)), 74);
+    close(ends[1]);
+    assert_false(exists(file("lost.mp4")));
+    assert_false(exists(file("lost.mp4.tmp")));
+}
+
 /* With --json the failure is a line of JSON as well. */
 static void failures_as_json(void **state)
 {
@@ -699,6 +764,8 @@ int main(void)
         cmocka_unit_test(wrong_requests),
         cmocka_unit_test(unwritable_files),
         cmocka_unit_test(missing_and_broken_input),
+        cmocka_unit_test(weights_that_are_not_finite),
+        cmocka_unit_test(standard_output_that_fails),
         cmocka_unit_test(failures_as_json),
         cmocka_unit_test(json_lines),
         cmocka_unit_test(plain_lines),
