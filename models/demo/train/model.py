@@ -78,7 +78,7 @@ class Model(torch.nn.Module):
         longest = max(len(i) for i in ids)
         padded = torch.tensor([i + [0] * (longest - len(i)) for i in ids], device=device)
         mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids], device=device)
-        with torch.autocast("cuda", enabled=False):
+        with optimize.autocast(device.type, False):
             rows = self.text(input_ids=padded, attention_mask=mask).last_hidden_state * mask[..., None]
         extra = TEXT_ROWS - longest if full else 1
         rows = torch.cat([rows, rows.new_zeros(len(ids), extra, rows.shape[2])], 1)
@@ -130,7 +130,7 @@ def encode_clips(network, clips, device):
     together, means = 16 if device == "cuda" else 1, []
     for start in range(0, len(clips), together):
         frames = torch.from_numpy(np.stack(clips[start:start + together])).to(device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+        with optimize.autocast(device):
             means.append(autoencoder.encode(network, data.as_input(frames, torch))[0].half().cpu())
     return torch.cat(means).numpy()
 
@@ -231,7 +231,7 @@ def train(options, profile):
     def one_step(step, progress):
         clean, sigma, noise, ids = batches.draw(step)
         mix = sigma.view(-1, 1, 1, 1, 1)
-        with torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda"):
+        with optimize.autocast(options.device):
             velocity = model.velocity((1 - mix) * clean + mix * noise, sigma, model.context(ids))
             loss = (velocity.float() - (noise - clean)).square().mean()
         loss.backward()
@@ -258,7 +258,7 @@ def generate(model, words, network, options, prompt, size, seed, steps, guidance
     shape = (1, 16, (scene.FRAMES + 3) // 4, height // 8, width // 8)
     x = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)).to(options.device)
     branches = [model.context([words.encode(p).ids]) for p in ([prompt, ""] if guidance > 1 else [prompt])]
-    with torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda"):
+    with optimize.autocast(options.device):
         for timestep in scheduler.timesteps:
             out = [model.velocity(x, timestep[None].float() / 1000, branch).float() for branch in branches]
             v = out[0] if len(out) == 1 else out[1] + guidance * (out[0] - out[1])

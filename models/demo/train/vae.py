@@ -201,7 +201,7 @@ def train(options, profile):
         video, moving = pool.batch(phase, np.random.default_rng([options.seed, 2, step]))
         latent = (len(video), 16, (video.shape[2] + 3) // 4, video.shape[3] // 8, video.shape[4] // 8)
         noise = torch.randn(latent, generator=optimize.step_generator(options.seed, "vae", step)).to(options.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda"):
+        with optimize.autocast(options.device):
             loss = loss_of(vae, video, moving, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(rest.values()), 1.0)
@@ -222,7 +222,7 @@ def load(options, profile):
 def round_trip(vae, frames, device):
     """uint8 frames [T, H, W, 3], encoded to the posterior's mean and decoded again."""
     video = data.as_input(torch.from_numpy(frames)[None].to(device), torch)
-    with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+    with optimize.autocast(device):
         return data.as_frames(decode(vae, encode(vae, video)[0])[0])
 
 
