@@ -20,8 +20,9 @@ static void print_usage(const kn_option *options, size_t count, const char *usag
     for (size_t i = 0; i < count; i++) {
         const kn_option *o = &options[i];
         char left[64];
-        snprintf(left, sizeof left, "%s%c%s--%s%s%s", o->letter ? "-" : "  ", o->letter ? o->letter : ' ',
-                 o->letter ? ", " : " ", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
+        const bool has_letter = o->letter > KN_CLI_REPEATS;
+        snprintf(left, sizeof left, "%s%c%s--%s%s%s", has_letter ? "-" : "  ", has_letter ? o->letter : ' ',
+                 has_letter ? ", " : " ", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
         printf("  %-34s %s\n", left, o->help);
     }
 }
@@ -79,7 +80,7 @@ kn_status kn_cli_parse(int argc, char **argv, const kn_option *options, size_t c
         const kn_option *option = match(options, count, argv[i], &value);
         if (!option) return kn_fail(KN_INVALID, "%s is not an option; see kinora %s --help", argv[i], argv[0]);
         const uint64_t bit = UINT64_C(1) << (option - options);
-        if (seen & bit) return kn_fail(KN_INVALID, "--%s is given twice", option->name);
+        if (seen & bit && option->letter != KN_CLI_REPEATS) return kn_fail(KN_INVALID, "--%s is given twice", option->name);
         seen |= bit;
         kn_status st = apply(option, value, argc, argv, &i);
         if (st != KN_OK) return st;

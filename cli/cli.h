@@ -14,12 +14,18 @@
 
 typedef int kn_command_fn(int argc, char **argv);
 
-kn_command_fn kn_cli_generate, kn_cli_model, kn_cli_bench;
+kn_command_fn kn_cli_generate, kn_cli_model, kn_cli_bench, kn_cli_simulate;
+kn_command_fn kn_cli_serve, kn_cli_jobs, kn_cli_key, kn_cli_status, kn_cli_drain;
+
+/* The data directory a server would use: `given`, or the user's own. kn_alloc'ed; NULL: none is known. */
+char *kn_cli_data(const char *given);
+
+enum { KN_CLI_REPEATS = 1 }; /* a letter nobody can type */
 
 /* One option of a command. Long names only; `letter` is an optional short form. */
 typedef struct kn_option {
     const char *name;     /* "size" for --size */
-    char letter;          /* 'o' for -o; 0: none */
+    char letter;          /* 'o' for -o; 0: none; KN_CLI_REPEATS: none, and it may be given again */
     const char *argument; /* what to call it in the help, "WxH"; NULL: a switch */
     const char *help;
     kn_status (*parse)(const struct kn_option *option, const char *text); /* text is NULL for a switch */

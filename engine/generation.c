@@ -640,6 +640,7 @@ kn_status kn_generation_bytes(const kn_model *model, const kn_request *request, 
         contexts[i] = (kn_dit_context){.rows = kn_dit_context_rows(tokens)};
         sequences[i] = (kn_dit_sequence){.t = g.shape.t, .h = g.shape.h, .w = g.shape.w, .context = &contexts[i]};
     }
+    plan->text_tokens = pack.offsets[g.branches];
     plan->text_workspace = text_bytes(model, pack.offsets, g.branches);
     plan->denoise_workspace = kn_dit_workspace(dit, sequences, g.branches);
 fail:

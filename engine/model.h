@@ -65,6 +65,7 @@ typedef struct kn_memory_plan {
     uint64_t text_workspace, denoise_workspace; /* during those slices */
     uint64_t decoder;                           /* frames kept while decoding */
     uint64_t peak;                              /* highest sum over the slices */
+    int32_t text_tokens;                        /* not bytes: what the text slice encodes, over all sequences */
 } kn_memory_plan;
 
 /* For a resolved request and a model nothing has been generated with yet. Without a prompt, text is counted at its

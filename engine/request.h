@@ -12,7 +12,7 @@
 #include "engine/sampling.h"
 
 enum {
-    KN_PROMPT_BYTES_MAX = 1 << 16,
+    KN_PROMPT_BYTES_MAX = 1 << 17, /* 32,000 characters of four bytes */
     KN_FPS_MAX = 240,
     KN_SIDE_MAX = 8192, /* pixels; positions of the transformer may allow less */
     KN_REQUEST_NOTES_MAX = 4,

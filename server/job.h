@@ -30,6 +30,7 @@ enum {
     KN_ERROR_CODE_BYTES = 48, /* "cancelled", "worker_lost", ... with the NUL */
     KN_REQUEST_ID_BYTES = 40, /* "req_" and 32 hexadecimal digits, with the NUL */
     KN_SHA256_BYTES = 32,
+    KN_IDEMPOTENCY_KEY_BYTES = 256, /* 255 visible ASCII characters and the NUL */
 };
 
 typedef enum kn_job_state {

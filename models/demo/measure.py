@@ -13,6 +13,7 @@ colour. Nothing is known about the clip but its pixels; the camera offset, at mo
 bound. Lengths are court units (train/scene.py): 1.5 units are the width of the picture. numpy only.
 """
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -32,6 +33,7 @@ BEND_MAX, BENT_SHARE_MAX = 0.05, 0.35
 COVER_MIN = 0.36  # of the square; the net and the rim hide less than the rest
 FOUND_SHARE_MIN = 0.9  # of the frames, for a path
 BALLS_MAX = 4  # searched for in a frame
+COURT_LEVELS = 48  # of 255, between a pixel and the empty court's
 
 
 def palette(light):
@@ -178,6 +180,24 @@ def measure(frames):
         "paths": [[None if np.isnan(p[0]) else [round(float(v), 4) for v in p] for p in points]
                   for _, points in tracks],
     }
+
+
+def court_share(frames):
+    """Share of the pixels [frames, height, width, 3] uint8 that show the empty court, under the light of their sky and
+    from the camera that fits best: of the sky, or of floor, board and hoop, whichever is less. 0.8 to 1 with a ball or
+    two, below 0.4 for noise and for a plain surface."""
+    height, width = frames.shape[1:3]
+    lamp, still, fits = scene.LIGHTS[find_light(frames)], np.median(frames, axis=0), []
+    for camera in itertools.product(np.linspace(-scene.CAMERA, scene.CAMERA, 5), repeat=2):
+        canvas = scene.Canvas(width, height, camera)
+        court = scene.draw_back(canvas, lamp)
+        for colour, alpha in scene.front_layers(canvas, lamp):
+            scene.over(court, colour, alpha)
+        sky = (canvas.y > scene.FLOOR) & (np.abs(court - court[:, :1]).max(axis=-1) < 8)
+        fits.append((float(np.abs(court - still).mean()), court, sky))
+    _, court, sky = min(fits, key=lambda fit: fit[0])
+    same = np.abs(frames - court).max(axis=-1) < COURT_LEVELS
+    return min(float(same[:, sky].mean()), float(same[:, ~sky].mean()))
 
 
 def judge(report, colours=None, action=None, light=None):

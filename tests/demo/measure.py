@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks models/demo/measure.py on clips whose truth is known: rendered scenes must be measured right, every one, and
-clips spoiled in one way must fail in that claim. Also checks the promises of models/demo/train/scene.py.
+clips spoiled in one way must fail in that claim. Also checks the shares that models/demo/judge.py makes of it, and the
+promises of models/demo/train/scene.py.
 
     python3 tests/demo/measure.py          ends with a line "N passed, N failed"
     python3 -m unittest tests/demo/measure.py
@@ -18,6 +19,7 @@ import numpy as np
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 sys.path[:0] = [str(DEMO), str(DEMO / "train")]
+import judge  # noqa: E402
 import measure  # noqa: E402
 import scene  # noqa: E402
 import sheet  # noqa: E402
@@ -147,6 +149,69 @@ class SpoiledScenes(unittest.TestCase):
     def test_refuses_what_is_no_clip(self):
         with self.assertRaisesRegex(ValueError, r"\[33, 64, 96\]"):
             measure.measure(np.zeros((33, 64, 96), np.uint8))
+
+
+class Court(unittest.TestCase):
+    def test_rendered_clips_show_the_court(self):
+        for seed in range(12):
+            clip = scene.sample(seed, *(LANDSCAPE, SQUARE)[seed % 2])
+            with self.subTest(prompt=clip.prompt):
+                self.assertGreater(measure.court_share(clip.frames), 0.75)
+
+    def test_noise_and_plain_surfaces_do_not(self):
+        rng, clip = np.random.default_rng(3), scene.sample(5, *LANDSCAPE)
+        snow = clip.frames + rng.normal(0, 45, clip.frames.shape)
+        others = [rng.integers(0, 256, clip.frames.shape), np.clip(snow, 0, 255)]
+        others += [np.broadcast_to(np.array(lamp.sky_high), clip.frames.shape) for lamp in scene.LIGHTS.values()]
+        for index, frames in enumerate(others):
+            with self.subTest(index=index):
+                self.assertLess(measure.court_share(frames.astype(np.uint8)), 0.6)
+
+
+class Judging(unittest.TestCase):
+    @staticmethod
+    def result(case, frames):
+        report = measure.measure(frames)
+        return judge.Result(case, frames, report, measure.judge(report, case.colours, case.action, case.light))
+
+    @classmethod
+    def setUpClass(cls):
+        cls.cases = judge.cases(48, (LANDSCAPE, SQUARE))
+        clips = [scene.render(c.seed, *c.size, c.colours, c.action, c.light) for c in cls.cases[:12]]
+        cls.results = [cls.result(c, clip.frames) for c, clip in zip(cls.cases, clips)]
+
+    def test_cases(self):
+        held_out = [c for c in self.cases if c.held_out]
+        self.assertEqual((len(self.cases), len(held_out)), (48, 24))
+        self.assertEqual(len({c.prompt for c in self.cases}), 48)
+        for case in self.cases:
+            self.assertEqual((case.colours[0], case.action, case.light) in scene.HELD_OUT, case.held_out)
+            self.assertTrue(all(f" {colour} ball" in " " + case.prompt for colour in case.colours))
+        for part in (held_out, [c for c in self.cases if not c.held_out]):
+            self.assertEqual({c.action for c in part}, set(scene.ACTIONS))
+            self.assertEqual({c.size for c in part}, {LANDSCAPE, SQUARE})
+            self.assertEqual({c.light for c in part}, set(scene.LIGHTS))
+
+    def test_rendered_clips_are_all_right(self):
+        self.assertEqual(judge.shares(self.results), dict.fromkeys(judge.CLAIMS, 1.0))
+        self.assertEqual([judge.describe_wrong(r) for r in self.results], [None] * 12)
+
+    def test_a_wrong_clip_counts(self):
+        wrong = self.result(self.cases[0], self.results[10].frames)  # another colour, action and light
+        found = judge.shares([wrong, *self.results[1:]])
+        self.assertAlmostEqual(found["colour"], 11 / 12)
+        self.assertAlmostEqual(found["light"], 11 / 12)
+        self.assertIn(self.cases[0].prompt, judge.describe_wrong(wrong))
+
+    def test_balls_are_counted_by_the_frame(self):
+        frames = self.results[0].frames.copy()
+        frames[:11] = np.median(frames, axis=0).astype(np.uint8)
+        self.assertAlmostEqual(judge.shares([self.result(self.cases[0], frames)])["balls"], 22 / 33)
+
+    def test_a_kinora_that_fails_is_told(self):
+        maker = judge.Maker(kinora="false")
+        with self.assertRaisesRegex(RuntimeError, "exit code 1"):
+            maker.make(self.cases[0])
 
 
 class World(unittest.TestCase):

@@ -38,12 +38,13 @@ typedef struct subject {
     kn_model *model;
 } subject;
 
-/* KN_UNAVAILABLE, and nothing opened, where the processor lacks the tier. */
-static inline kn_status subject_try(subject *out, int fixture, int32_t threads, const char *isa, kn_precision precision,
-                                    kn_precision vae_precision)
+/* A model folder, given from the root of the tree. KN_UNAVAILABLE, and nothing opened, where the processor lacks the
+ * tier. */
+static inline kn_status subject_at(subject *out, const char *folder, int32_t threads, const char *isa,
+                                   kn_precision precision, kn_precision vae_precision)
 {
     char path[1024];
-    snprintf(path, sizeof path, "%s/tests/golden/%s/model", KN_SOURCE_DIR, fixture_names[fixture]);
+    snprintf(path, sizeof path, "%s/%s", KN_SOURCE_DIR, folder);
     *out = (subject){0};
     kn_status st = kn_device_open(&out->device, &(kn_device_params){.name = "cpu", .threads = threads, .isa = isa});
     if (st != KN_OK) return st;
@@ -51,6 +52,14 @@ static inline kn_status subject_try(subject *out, int fixture, int32_t threads, 
                                                          .device = out->device,
                                                          .precision = precision,
                                                          .vae_precision = vae_precision});
+}
+
+static inline kn_status subject_try(subject *out, int fixture, int32_t threads, const char *isa, kn_precision precision,
+                                    kn_precision vae_precision)
+{
+    char folder[128];
+    snprintf(folder, sizeof folder, "tests/golden/%s/model", fixture_names[fixture]);
+    return subject_at(out, folder, threads, isa, precision, vae_precision);
 }
 
 /* In float32 on the best tier. */
@@ -75,21 +84,26 @@ static inline char *copy_text(const json_t *object, const char *key)
     return json_is_string(value) ? kn_strdup(json_string_value(value)) : NULL;
 }
 
-static inline size_t fixture_requests(int fixture)
+static inline size_t case_requests(const char *name)
 {
     char path[128];
-    snprintf(path, sizeof path, "%s/case.json", fixture_names[fixture]);
+    snprintf(path, sizeof path, "%s/case.json", name);
     json_t *root = golden_json(path);
     const size_t count = json_array_size(golden_get(root, "requests"));
     json_decref(root);
     return count;
 }
 
-/* requests[index] of a fixture, resolved; release it. */
-static inline kn_request fixture_request(int fixture, size_t index, const subject *s)
+static inline size_t fixture_requests(int fixture)
+{
+    return case_requests(fixture_names[fixture]);
+}
+
+/* requests[index] of a folder of tests/golden, resolved; release it. */
+static inline kn_request case_request(const char *name, size_t index, const subject *s)
 {
     char path[128];
-    snprintf(path, sizeof path, "%s/case.json", fixture_names[fixture]);
+    snprintf(path, sizeof path, "%s/case.json", name);
     json_t *root = golden_json(path);
     const json_t *object = json_array_get(golden_get(root, "requests"), index);
     assert_non_null(object);
@@ -113,6 +127,11 @@ static inline kn_request fixture_request(int fixture, size_t index, const subjec
     ok(kn_request_resolve(&r, kn_model_repository(s->model), &notes));
     assert_int_equal(notes.count, 0);
     return r;
+}
+
+static inline kn_request fixture_request(int fixture, size_t index, const subject *s)
+{
+    return case_request(fixture_names[fixture], index, s);
 }
 
 /* ---- recordings ---- */

@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What happened. Every change is checked as a whole before anything is written. */
+#include "scheduler/core.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { WEIGHT_MAX = 1000, DIMENSION_MAX = 1 << 20, TOKENS_MAX = 1 << 26 };
+
+#define PIXELS_MAX (1 << 28)
+#define STALE 0.05 /* left_ns is brought up to date when a slice's prediction has changed by so much */
+
+/* ---- checks ---- */
+
+static kn_status check_range(const char *field, int64_t value, int64_t least, int64_t most)
+{
+    if (value >= least && value <= most) return KN_OK;
+    return kn_fail(KN_INVALID, "%s is %lld; it must be %lld to %lld", field, (long long)value, (long long)least,
+                   (long long)most);
+}
+
+static kn_status check_bytes(const char *field, uint64_t bytes)
+{
+    return check_range(field, bytes > INT64_MAX ? INT64_MAX : (int64_t)bytes, 0, KN_SCHEDULER_BYTES_MAX);
+}
+
+kn_status kn_core_check_shape(const kn_scheduler *s, const kn_job_shape *shape)
+{
+    kn_status st = KN_OK;
+    KN_TRY(check_range("model", shape->model, 0, KN_SCHEDULER_MODELS_MAX - 1));
+    if (s->models[shape->model].layers == 0) return kn_fail(KN_INVALID, "model %d was not declared", shape->model);
+    KN_TRY(check_range("tokens", shape->tokens, 1, TOKENS_MAX));
+    KN_TRY(check_range("sequences", shape->sequences, 1, 2));
+    KN_TRY(check_range("text_tokens", shape->text_tokens, 0, DIMENSION_MAX));
+    KN_TRY(check_range("steps", shape->steps, 1, KN_SCHEDULER_STEPS_MAX));
+    KN_TRY(check_range("latent_frames", shape->latent_frames, 1, DIMENSION_MAX));
+    KN_TRY(check_range("pixels", shape->pixels, 1, PIXELS_MAX));
+    KN_TRY(check_bytes("state_bytes", shape->state_bytes));
+    KN_TRY(check_bytes("workspace_bytes", shape->workspace_bytes));
+    KN_TRY(check_bytes("decoder_bytes", shape->decoder_bytes));
+fail:
+    return st;
+}
+
+kn_status kn_core_check_terms(const kn_scheduler *s, const kn_job_terms *terms)
+{
+    kn_status st = KN_OK;
+    KN_TRY(check_range("priority", (int64_t)terms->priority, 0, KN_PRIORITIES - 1));
+    KN_TRY(check_range("tenant", terms->tenant, 0, s->params.tenants - 1));
+    KN_TRY(check_range("tenant_weight", terms->tenant_weight, 1, WEIGHT_MAX));
+    KN_TRY(check_range("submitted_ns", terms->submitted_ns, -KN_SCHEDULER_TIME_MAX, KN_SCHEDULER_TIME_MAX));
+    KN_TRY(check_range("deadline_ns", terms->deadline_ns, 0, KN_SCHEDULER_TIME_MAX));
+fail:
+    return st;
+}
+
+static kn_status check_progress(const kn_job_shape *shape, const kn_job_progress *progress)
+{
+    kn_status st = KN_OK;
+    KN_TRY(check_range("progress.step", progress->step, 0, shape->steps));
+    KN_TRY(check_range("progress.decoded", progress->decoded, 0, shape->latent_frames));
+    if (progress->decoded > 0) KN_TRY(check_range("progress.step", progress->step, shape->steps, shape->steps));
+fail:
+    return st;
+}
+
+static kn_status check_seed(const kn_device_seed *seed)
+{
+    if (!(seed->flop_per_second > 0) || !isfinite(seed->flop_per_second))
+        return kn_fail(KN_INVALID, "seed.flop_per_second must be above 0");
+    if (!(seed->bytes_per_second > 0) || !isfinite(seed->bytes_per_second))
+        return kn_fail(KN_INVALID, "seed.bytes_per_second must be above 0");
+    if (!(seed->decode_efficiency >= 0) || seed->decode_efficiency > 1)
+        return kn_fail(KN_INVALID, "seed.decode_efficiency must be 0 to 1");
+    return check_range("seed.slice_ns", seed->slice_ns, 0, KN_QUEUE_WORK_MAX);
+}
+
+/* ---- jobs ---- */
+
+static kn_status admit(kn_scheduler *s, const kn_change_job *change, int64_t now_ns)
+{
+    kn_status st = KN_OK;
+    KN_TRY(kn_core_check_shape(s, &change->shape));
+    KN_TRY(kn_core_check_terms(s, &change->terms));
+    KN_TRY(check_progress(&change->shape, &change->progress));
+    if (change->progress.done) return kn_fail(KN_INVALID, "progress.done: a job that is done is not admitted");
+    if (kn_core_find(s, change->key) != KN_NO_SLOT)
+        return kn_fail(KN_INVALID, "job %llx is there already", (unsigned long long)change->key);
+    const int32_t slot = kn_core_add(s, change->key);
+    if (slot == KN_NO_SLOT) return kn_fail(KN_UNAVAILABLE, "%d jobs are there, which is the limit", s->params.jobs);
+    kn_core_job *job = &s->jobs[slot];
+    job->shape = change->shape;
+    job->terms = change->terms;
+    job->saved_step = change->progress.step;
+    job->progress = kn_core_restart(job, change->progress.step); /* it resides nowhere */
+    job->served_ns = change->terms.submitted_ns;
+    kn_cost_count(&job->work, &s->models[job->shape.model], &job->shape);
+    kn_core_tenant *tenant = &s->tenants[job->terms.tenant];
+    tenant->weight = job->terms.tenant_weight;
+    if (tenant->unfinished++ == 0 && tenant->virtual_ns < s->virtual_ns) tenant->virtual_ns = s->virtual_ns;
+    kn_core_place(s, slot, now_ns);
+fail:
+    return st;
+}
+
+/* A job's account is closed; its slot stays while it resides on a device. */
+static void finish(kn_scheduler *s, int32_t slot)
+{
+    kn_core_job *job = &s->jobs[slot];
+    kn_core_set_left(s, slot, 0);
+    kn_core_unplace(s, slot);
+    if (job->late) s->stats.late--;
+    s->tenants[job->terms.tenant].unfinished--;
+    job->removed = true;
+}
+
+static kn_status remove_job(kn_scheduler *s, uint64_t key)
+{
+    const int32_t slot = kn_core_find(s, key);
+    if (slot == KN_NO_SLOT || s->jobs[slot].removed)
+        return kn_fail(KN_NOT_FOUND, "no job %llx", (unsigned long long)key);
+    const bool resident = s->jobs[slot].device != KN_NO_DEVICE && !s->jobs[slot].releasing;
+    finish(s, slot);
+    if (!resident)
+        kn_core_forget(s, slot);
+    else if (!s->jobs[slot].running)
+        s->orphans++;
+    return KN_OK;
+}
+
+/* It resides nowhere now and waits. */
+static void set_waiting(kn_scheduler *s, int32_t slot, int32_t step, int64_t now_ns)
+{
+    kn_core_job *job = &s->jobs[slot];
+    kn_core_unplace(s, slot);
+    if (job->device != KN_NO_DEVICE && !job->releasing) kn_core_leave(s, slot);
+    job->releasing = job->running = false;
+    job->device = KN_NO_DEVICE;
+    job->progress = kn_core_restart(job, step);
+    kn_core_place(s, slot, now_ns);
+}
+
+static kn_status release_job(kn_scheduler *s, const kn_change_job *change, int64_t now_ns)
+{
+    kn_status st = KN_OK;
+    const int32_t slot = kn_core_find(s, change->key);
+    if (slot == KN_NO_SLOT) return kn_fail(KN_NOT_FOUND, "no job %llx", (unsigned long long)change->key);
+    kn_core_job *job = &s->jobs[slot];
+    if (job->running) return kn_fail(KN_INVALID, "job %llx is in a slice", (unsigned long long)change->key);
+    KN_TRY(check_progress(&job->shape, &change->progress));
+    if (job->removed) { /* resides: only such slots are kept */
+        s->orphans--;
+        kn_core_leave(s, slot);
+        kn_core_forget(s, slot);
+        return KN_OK;
+    }
+    job->saved_step = change->progress.step;
+    set_waiting(s, slot, change->progress.step, now_ns);
+fail:
+    return st;
+}
+
+/* ---- devices ---- */
+
+static kn_status check_device(const kn_scheduler *s, const kn_change_device *change)
+{
+    kn_status st = KN_OK;
+    uint64_t bytes = 0;
+    KN_TRY(check_range("device", change->index, 0, KN_SCHEDULER_DEVICES_MAX - 1));
+    KN_TRY(check_range("load_ns", change->load_ns, 0, KN_QUEUE_WORK_MAX));
+    if (change->models >> KN_SCHEDULER_MODELS_MAX)
+        return kn_fail(KN_INVALID, "models: bits above model %d", KN_SCHEDULER_MODELS_MAX - 1);
+    for (int m = 0; m < KN_SCHEDULER_MODELS_MAX; m++)
+        if (change->models >> m & 1) bytes += s->models[m].resident_bytes;
+    if (bytes > (s->devices[change->index].up && change->memory_bytes == 0
+                     ? s->devices[change->index].terms.memory_bytes
+                     : change->memory_bytes))
+        return kn_fail(KN_INVALID, "device %d: the loaded models alone are larger than its memory", change->index);
+fail:
+    return st;
+}
+
+/* Residents keep their memory; the models are as told. */
+static void set_models(kn_scheduler *s, kn_core_device *d, uint32_t models)
+{
+    d->terms.models = models;
+    d->memory_used = 0;
+    for (int m = 0; m < KN_SCHEDULER_MODELS_MAX; m++)
+        if (models >> m & 1) d->memory_used += s->models[m].resident_bytes;
+    for (int32_t i = 0; i < d->resident_count; i++) d->memory_used += kn_core_held(&s->jobs[d->residents[i]]);
+    s->refresh = 0;
+}
+
+static kn_status device_up(kn_scheduler *s, const kn_change_device *change)
+{
+    kn_status st = KN_OK;
+    KN_TRY(check_device(s, change));
+    KN_TRY(check_seed(&change->seed));
+    kn_core_device *d = &s->devices[change->index];
+    const uint64_t bit = UINT64_C(1) << change->index;
+    const bool same = d->known && memcmp(&d->terms.seed, &change->seed, sizeof change->seed) == 0;
+    d->terms = *change;
+    d->terms.loadable |= change->models;
+    if (!same) {
+        for (int m = 0; m < KN_SCHEDULER_MODELS_MAX; m++)
+            for (int k = 0; k < KN_STAGES; k++) kn_cost_seed(&d->fits[m][k], &s->models[m], &change->seed, (kn_stage)k);
+        memcpy(d->basis, d->fits, sizeof d->basis);
+    }
+    if (!d->known) {
+        d->plan = kn_queue_empty();
+        d->shed = KN_NO_SLOT;
+    }
+    d->known = d->up = true;
+    s->up |= bit;
+    if (!d->busy) s->idle |= bit;
+    set_models(s, d, change->models);
+fail:
+    return st;
+}
+
+static kn_status device_down(kn_scheduler *s, int32_t device, int64_t now_ns)
+{
+    if (device < 0 || device >= KN_SCHEDULER_DEVICES_MAX || !s->devices[device].up)
+        return kn_fail(KN_NOT_FOUND, "device %d is not up", device);
+    kn_core_device *d = &s->devices[device];
+    d->up = d->busy = false;
+    s->up &= ~(UINT64_C(1) << device);
+    s->idle &= ~(UINT64_C(1) << device);
+    for (int32_t slot = 0; slot < s->params.jobs; slot++) {
+        const kn_core_job *job = &s->jobs[slot];
+        if (!job->used) continue;
+        if (job->removed) {
+            if (job->device != device) continue;
+            s->orphans -= !job->running;
+            kn_core_leave(s, slot);
+            kn_core_forget(s, slot);
+        } else if (job->device == device) {
+            set_waiting(s, slot, job->saved_step, now_ns);
+        } else if (job->plan == device && job->place == KN_PLACE_PLAN) {
+            kn_core_unplace(s, slot);
+            kn_core_place(s, slot, now_ns);
+        }
+    }
+    d->running_count = 0;
+    d->terms.models = 0;
+    d->memory_used = 0;
+    s->refresh = 0;
+    return KN_OK;
+}
+
+static kn_status model_loaded(kn_scheduler *s, const kn_change_device *change)
+{
+    kn_status st = KN_OK;
+    KN_TRY(check_device(s, change));
+    kn_core_device *d = &s->devices[change->index];
+    if (!d->up) return kn_fail(KN_NOT_FOUND, "device %d is not up", change->index);
+    if (change->load_ns > 0) d->terms.load_ns += (change->load_ns - d->terms.load_ns) / 2;
+    set_models(s, d, change->models);
+fail:
+    return st;
+}
+
+/* ---- slices ---- */
+
+static kn_status check_slice(const kn_scheduler *s, const kn_change_slice *slice)
+{
+    kn_status st = KN_OK;
+    if (slice->device < 0 || slice->device >= KN_SCHEDULER_DEVICES_MAX || !s->devices[slice->device].busy)
+        return kn_fail(KN_NOT_FOUND, "no slice runs on device %d", slice->device);
+    const kn_core_device *d = &s->devices[slice->device];
+    KN_TRY(check_range("slice.measured_ns", slice->measured_ns, 0, KN_SCHEDULER_TIME_MAX));
+    KN_TRY(check_range("slice.count", slice->count, d->running_count, d->running_count));
+    for (int32_t i = 0; i < slice->count; i++) {
+        const int32_t slot = kn_core_find(s, slice->jobs[i].key);
+        if (slot == KN_NO_SLOT || !s->jobs[slot].running || s->jobs[slot].device != slice->device)
+            return kn_fail(KN_INVALID, "job %llx is not in the slice of device %d",
+                           (unsigned long long)slice->jobs[i].key, slice->device);
+        for (int32_t j = 0; j < i; j++)
+            if (slice->jobs[j].key == slice->jobs[i].key)
+                return kn_fail(KN_INVALID, "job %llx is named twice", (unsigned long long)slice->jobs[i].key);
+        KN_TRY(check_progress(&s->jobs[slot].shape, &slice->jobs[i].progress));
+        KN_TRY(check_range("slice.saved_step", slice->jobs[i].saved_step, 0, s->jobs[slot].shape.steps));
+    }
+fail:
+    return st;
+}
+
+/* What was measured, into the cost model; left_ns follows when that changes much. */
+static void learn(kn_scheduler *s, kn_core_device *d, double work, int64_t measured_ns)
+{
+    kn_cost_fit *fit = &d->fits[d->running_model][d->running_stage];
+    kn_cost_fit *basis = &d->basis[d->running_model][d->running_stage];
+    kn_cost_learn(fit, work, measured_ns);
+    const double was = kn_cost_predict(basis, work), is = kn_cost_predict(fit, work);
+    if (fabs(is - was) <= STALE * was) return;
+    *basis = *fit;
+    s->refresh = 0;
+}
+
+/* A pack's time, shared by work: the fixed cost equally, the rest in proportion. */
+static void account(kn_scheduler *s, kn_core_device *d, int64_t measured_ns)
+{
+    const kn_cost_fit *fit = &d->fits[d->running_model][d->running_stage];
+    double work = 0;
+    for (int32_t i = 0; i < d->running_count; i++) {
+        const kn_core_job *job = &s->jobs[d->running[i]];
+        work += kn_cost_next(&job->work, &job->shape, &job->progress);
+    }
+    const int64_t taken = measured_ns > 0 ? measured_ns : (int64_t)kn_cost_predict(fit, work);
+    const double scale = (double)taken / kn_cost_predict(fit, work);
+    for (int32_t i = 0; i < d->running_count; i++) {
+        const kn_core_job *job = &s->jobs[d->running[i]];
+        const double own = kn_cost_next(&job->work, &job->shape, &job->progress);
+        kn_core_charge(s, job->terms.tenant, (int64_t)(scale * (fit->fixed / d->running_count + fit->rate * own)));
+    }
+    d->busy_ns += taken;
+    d->slices++;
+    d->aged_ns += taken / KN_SCHEDULER_AGED_SHARE - (d->running_aged ? taken : 0);
+    if (d->aged_ns > kn_core_aged_credit(s)) d->aged_ns = kn_core_aged_credit(s);
+    if (measured_ns > 0) learn(s, d, work, measured_ns);
+}
+
+static void end_job(kn_scheduler *s, const kn_slice_job *end, bool failed, int64_t now_ns)
+{
+    const int32_t slot = kn_core_find(s, end->key);
+    kn_core_job *job = &s->jobs[slot];
+    kn_core_device *d = &s->devices[job->device];
+    job->running = false;
+    job->served_ns = now_ns;
+    job->saved_step = end->saved_step;
+    if (job->removed && !failed && !end->progress.done) {
+        s->orphans++; /* still resident; the next release list frees it */
+        return;
+    }
+    if (job->removed || end->progress.done) {
+        if (!job->removed) finish(s, slot);
+        kn_core_leave(s, slot);
+        kn_core_forget(s, slot);
+        return;
+    }
+    if (failed) {
+        job->saved_step = end->progress.step;
+        set_waiting(s, slot, end->progress.step, now_ns);
+        return;
+    }
+    d->memory_used -= kn_core_held(job);
+    job->progress = end->progress;
+    d->memory_used += kn_core_held(job);
+    kn_core_set_left(s, slot, kn_core_left(s, job, job->device));
+}
+
+static kn_status end_slice(kn_scheduler *s, const kn_change_slice *slice, bool failed, int64_t now_ns)
+{
+    kn_status st = KN_OK;
+    KN_TRY(check_slice(s, slice));
+    kn_core_device *d = &s->devices[slice->device];
+    if (!failed) account(s, d, slice->measured_ns);
+    d->busy = false;
+    s->idle |= UINT64_C(1) << slice->device;
+    for (int32_t i = 0; i < slice->count; i++) end_job(s, &slice->jobs[i], failed, now_ns);
+fail:
+    return st;
+}
+
+kn_status kn_scheduler_event(kn_scheduler *s, const kn_change *change, int64_t now_ns)
+{
+    if (now_ns < s->now_ns) return kn_fail(KN_INVALID, "time went back by %lld ns", (long long)(s->now_ns - now_ns));
+    if (now_ns > KN_SCHEDULER_TIME_MAX)
+        return kn_fail(KN_INVALID, "now_ns is %lld; it must be below 2^60", (long long)now_ns);
+    s->now_ns = now_ns;
+    switch (change->kind) {
+    case KN_CHANGE_JOB_ADMITTED: return admit(s, &change->job, now_ns);
+    case KN_CHANGE_JOB_REMOVED: return remove_job(s, change->job.key);
+    case KN_CHANGE_JOB_RELEASED: return release_job(s, &change->job, now_ns);
+    case KN_CHANGE_DEVICE_UP: return device_up(s, &change->device);
+    case KN_CHANGE_DEVICE_DOWN: return device_down(s, change->device.index, now_ns);
+    case KN_CHANGE_MODEL_LOADED: return model_loaded(s, &change->device);
+    case KN_CHANGE_SLICE_DONE: return end_slice(s, &change->slice, false, now_ns);
+    case KN_CHANGE_SLICE_FAILED: return end_slice(s, &change->slice, true, now_ns);
+    case KN_CHANGE_DRAIN: s->draining = change->drain; return KN_OK;
+    case KN_CHANGES: break;
+    }
+    return kn_fail(KN_INVALID, "no change of kind %d", (int)change->kind);
+}

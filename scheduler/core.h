@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The scheduler's state, and what its files do with it.
+ *
+ *   jobs.c      slots and keys
+ *   place.c     where a job that does not run belongs: a plan, the spare queue, its tenant's queue
+ *   residence.c memory and residents of a device
+ *   change.c    what happened
+ *   policy.c    which job leads the next slice of a device
+ *   decide.c    its pack mates, its room, the assignment
+ *   estimate.c  promises
+ *
+ * Every job has a slot. A job that is not finished is in exactly one place:
+ *
+ *   plan       it has a deadline and device `plan` keeps work in order of deadline to meet it; resident or not
+ *   spare      it has a deadline that could be met, but in no plan without breaking another; not resident
+ *   fair       it waits in its tenant's queue of its class; not resident
+ *   nowhere    it resides on a device without being planned, or its release there is not confirmed yet */
+#ifndef KN_SCHEDULER_CORE_H
+#define KN_SCHEDULER_CORE_H
+
+#include "scheduler/cost.h"
+#include "scheduler/queue.h"
+#include "scheduler/scheduler.h"
+
+enum {
+    KN_CLASS_LATE, /* below all others: jobs whose deadline has been given up */
+    KN_CLASSES = 1 + KN_PRIORITIES,
+    KN_NO_SLOT = -1,
+    KN_NO_DEVICE = -1,
+};
+
+/* Stands for no deadline wherever deadlines are compared. */
+#define KN_DEADLINE_FAR (INT64_C(1) << 60)
+
+typedef enum kn_place { KN_PLACE_NOWHERE, KN_PLACE_PLAN, KN_PLACE_SPARE, KN_PLACE_FAIR } kn_place;
+
+typedef struct kn_core_job {
+    uint64_t key;
+    uint64_t seq; /* order of admission; unique */
+    kn_job_shape shape;
+    kn_job_terms terms;
+    kn_job_progress progress;
+    int32_t saved_step; /* of its durable checkpoint */
+    kn_cost_work work;
+    int64_t served_ns;   /* end of its last slice, or when it was submitted */
+    int64_t left_ns;     /* device time still needed, after the slice that runs */
+    int32_t device;      /* where it resides or is being released; or KN_NO_DEVICE */
+    int32_t last_device; /* where it resided before */
+    int32_t plan;        /* device of the plan it is in */
+    kn_place place;
+    bool used;      /* the slot holds a job */
+    bool running;   /* in a slice */
+    bool releasing; /* told to leave `device`; not confirmed */
+    bool removed;   /* gone but for its memory on `device` */
+    bool late;      /* deadline given up */
+    bool aged;      /* waited ageing_ns once; served first until it is done */
+    int32_t next_free;
+} kn_core_job;
+
+typedef struct kn_core_device {
+    bool up, known; /* known: was up once */
+    bool busy;
+    kn_change_device terms;
+    uint64_t memory_used; /* models, states and decoders; workspaces are only there during a slice */
+    int32_t residents[KN_SCHEDULER_RESIDENTS_MAX]; /* slots, in order of start */
+    int32_t resident_count;
+    int32_t running[KN_SCHEDULER_PACK_MAX]; /* slots in the current or last slice; KN_NO_SLOT: gone since */
+    int32_t running_count;
+    int32_t running_model;
+    kn_stage running_stage;
+    bool running_planned; /* a planned job led it */
+    bool running_aged;    /* an aged job leads it */
+    int64_t free_ns;      /* busy: expected end of the slice */
+    int64_t busy_ns;      /* spent in slices */
+    uint64_t slices;
+    int64_t aged_ns;      /* credit for aged jobs; a slice of theirs may start while it is not negative */
+    int64_t fair_left_ns; /* left_ns of its residents that are not planned */
+    int64_t spare_key;    /* where in the spare queue it looks next */
+    uint64_t spare_seq;
+    int32_t shed;  /* resident to release at the next slice boundary, for an idle device; or KN_NO_SLOT */
+    kn_queue plan; /* nodes: job slots; key: deadline */
+    kn_cost_fit fits[KN_SCHEDULER_MODELS_MAX][KN_STAGES];
+    kn_cost_fit basis[KN_SCHEDULER_MODELS_MAX][KN_STAGES]; /* as they were when left_ns was last brought up to date */
+} kn_core_device;
+
+typedef struct kn_core_tenant {
+    int32_t weight;
+    int64_t virtual_ns; /* service / weight; never behind the queue's when it comes back */
+    int64_t service_ns;
+    int32_t unfinished;           /* jobs */
+    kn_queue waiting[KN_CLASSES]; /* nodes: job slots; key: submission */
+} kn_core_tenant;
+
+struct kn_scheduler {
+    kn_scheduler_params params;
+    kn_cost_model models[KN_SCHEDULER_MODELS_MAX];
+    bool draining;
+    int64_t now_ns; /* of the last call */
+    uint64_t next_seq;
+    int32_t job_count, free_slot;
+    uint64_t up, idle;            /* bit per device */
+    int64_t virtual_ns;           /* of the tenant served last */
+    int32_t refresh;              /* slots below are up to date with the cost model */
+    int32_t orphans;              /* removed jobs that still reside somewhere */
+    int64_t backlog_ns;           /* left_ns of all unfinished jobs */
+    int64_t class_ns[KN_CLASSES]; /* left_ns of those in tenants' queues */
+    int32_t class_count[KN_CLASSES];
+    kn_scheduler_stats stats;
+
+    kn_core_job *jobs;        /* [params.jobs] */
+    kn_queue_node *nodes;     /* [params.jobs]: plans, spare, tenants' queues */
+    kn_queue_node *age_nodes; /* [params.jobs] */
+    int32_t *slots;           /* [slot_mask + 1]: key to slot, open addressing */
+    uint32_t slot_mask;
+    kn_core_tenant *tenants;      /* [params.tenants] */
+    kn_queue_node *tenant_nodes;  /* [params.tenants][KN_CLASSES] */
+    kn_queue classes[KN_CLASSES]; /* nodes: tenants with waiting jobs of the class; key: virtual time, or earlier */
+    kn_queue spare;               /* key: work, the shortest first */
+    kn_queue age;                 /* key: served_ns; jobs in tenants' queues */
+    kn_core_device devices[KN_SCHEDULER_DEVICES_MAX];
+};
+
+/* ---- change.c ---- */
+
+kn_status kn_core_check_shape(const kn_scheduler *s, const kn_job_shape *shape);
+kn_status kn_core_check_terms(const kn_scheduler *s, const kn_job_terms *terms);
+
+/* ---- jobs.c ---- */
+
+int32_t kn_core_find(const kn_scheduler *s, uint64_t key); /* slot or KN_NO_SLOT */
+int32_t kn_core_add(kn_scheduler *s, uint64_t key);        /* zeroed but for key and seq; KN_NO_SLOT: full */
+void kn_core_forget(kn_scheduler *s, int32_t slot);        /* frees a slot that is in no place and resides nowhere */
+
+static inline bool kn_core_plain(const kn_scheduler *s)
+{
+    return s->params.policy != KN_POLICY_KINORA;
+}
+
+/* What a device's account of aged jobs grows to at most, and goes into debt by: time in which their share comes to an
+ * eighth of ageing_ns. */
+static inline int64_t kn_core_aged_credit(const kn_scheduler *s)
+{
+    return s->params.ageing_ns / (8 * KN_SCHEDULER_AGED_SHARE);
+}
+
+static inline int64_t kn_core_deadline(const kn_core_job *job)
+{
+    return job->terms.deadline_ns == KN_SCHEDULER_NO_DEADLINE ? KN_DEADLINE_FAR : job->terms.deadline_ns;
+}
+
+/* ---- place.c ---- */
+
+/* Device time a job still needs on a device; KN_NO_DEVICE: on the one it would likely run on. */
+int64_t kn_core_left(const kn_scheduler *s, const kn_core_job *job, int32_t device);
+/* A device that is up on which such a job could run; KN_NO_DEVICE: none. */
+int32_t kn_core_reference(const kn_scheduler *s, const kn_job_shape *shape);
+/* When a device can start something else. */
+int64_t kn_core_free_at(const kn_scheduler *s, int32_t device, int64_t now_ns);
+int kn_core_class(const kn_scheduler *s, const kn_core_job *job);
+int32_t kn_core_tenant_of(const kn_scheduler *s, const kn_core_job *job);
+
+/* Finds a place for a job that does not reside anywhere and is in no place. */
+void kn_core_place(kn_scheduler *s, int32_t slot, int64_t now_ns);
+/* Takes a job out of its place. */
+void kn_core_unplace(kn_scheduler *s, int32_t slot);
+/* Moves a job into a device's plan if that keeps every deadline there; a resident one only where it resides. */
+bool kn_core_plan(kn_scheduler *s, int32_t slot, int32_t device, int64_t now_ns);
+/* Gives up deadlines of a device's plan until the rest can be met. */
+void kn_core_relieve(kn_scheduler *s, int32_t device, int64_t now_ns);
+/* Its deadline will not be met: from now on it is of the lowest class. Not for a job in a tenant's queue. */
+void kn_core_give_up(kn_scheduler *s, int32_t slot);
+/* Sets left_ns and whatever depends on it. */
+void kn_core_set_left(kn_scheduler *s, int32_t slot, int64_t left_ns);
+/* Brings some jobs' left_ns up to date after the cost model changed. */
+void kn_core_refresh(kn_scheduler *s);
+/* Waiting job of a tenant's queue a device should take next, and its class; KN_NO_SLOT. */
+int32_t kn_core_fair_first(kn_scheduler *s, int32_t device, int *job_class);
+/* A tenant has used a device for so long. */
+void kn_core_charge(kn_scheduler *s, int32_t tenant, int64_t ns);
+
+/* ---- residence.c ---- */
+
+/* Largest sum of memory such a job needs on a device with nothing else there. */
+uint64_t kn_core_need(const kn_scheduler *s, const kn_job_shape *shape);
+bool kn_core_fits(const kn_scheduler *s, const kn_job_shape *shape, int32_t device);
+/* What a job holds on its device between slices. */
+uint64_t kn_core_held(const kn_core_job *job);
+/* What its next slice needs on top. */
+uint64_t kn_core_extra(const kn_core_job *job);
+void kn_core_reside(kn_scheduler *s, int32_t slot, int32_t device);
+/* Takes a resident off its device's list and memory; its place and `device` field are the caller's affair. */
+void kn_core_leave(kn_scheduler *s, int32_t slot);
+/* Progress of a job that has to start again from a checkpoint at `step`. */
+kn_job_progress kn_core_restart(const kn_core_job *job, int32_t step);
+
+/* ---- policy.c ---- */
+
+/* The job that leads the device's next slice; KN_NO_SLOT: nothing to do. */
+int32_t kn_core_lead(kn_scheduler *s, int32_t device, int64_t now_ns, bool *aged);
+
+#endif

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "scheduler/cost.h"
+
+#include <math.h>
+#include <string.h>
+
+#define FORGET (1.0 / 64)          /* weight of a new measurement in the fit */
+#define SCALE_STEP (1.0 / 16)      /* and in the common scale */
+#define ERROR_STEP (1.0 / 32)      /* and in the error */
+#define ERROR_START 0.25           /* before anything was measured */
+#define PULL 0.1                   /* of the common scale, in measurements */
+#define TOLERANCE 3.0              /* errors beyond so many usual ones are cut */
+#define TOLERANCE_LEAST 0.15       /* relative; noise of a healthy device */
+#define PART_LEAST 0.02            /* fixed and rate stay above this part of their scaled seed */
+#define DECODE_EFFICIENCY 0.2      /* convolutions of published decoders reach 12 to 18 % of a GPU's peak */
+#define MUX_NS_PER_PIXEL_FRAME 0.1 /* closing a file: copying compressed bytes */
+
+void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_shape *shape)
+{
+    const double n = shape->tokens, d = model->width, a = model->heads_width;
+    const double text = (double)shape->text_tokens / shape->sequences;
+    /* Query, key, value, output; feed-forward; cross attention's query and output; the two attentions. */
+    const double layer = 8 * n * d * a + 4 * n * d * model->ffn + 4 * n * d * a + 4 * n * n * a + 4 * n * text * a;
+    const double pixels = shape->pixels;
+    out->text = shape->text_tokens * model->text_flop_per_token;
+    out->denoise = shape->sequences * model->layers * layer;
+    out->decode_first = pixels * model->decode_flop;
+    out->decode = out->decode_first * model->frames_per_latent;
+    out->mux = pixels * (1 + (shape->latent_frames - 1.0) * model->frames_per_latent);
+}
+
+double kn_cost_next(const kn_cost_work *work, const kn_job_shape *shape, const kn_job_progress *progress)
+{
+    switch (kn_job_next_stage(shape, progress)) {
+    case KN_STAGE_TEXT: return work->text;
+    case KN_STAGE_DENOISE: return work->denoise;
+    case KN_STAGE_DECODE: return progress->decoded == 0 ? work->decode_first : work->decode;
+    case KN_STAGE_MUX: return work->mux;
+    case KN_STAGE_DONE: break;
+    }
+    return 0;
+}
+
+void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_seed *seed, kn_stage stage)
+{
+    const double ns_per_flop = 1e9 / seed->flop_per_second;
+    const double efficiency = seed->decode_efficiency > 0 ? seed->decode_efficiency : DECODE_EFFICIENCY;
+    double fixed = (double)seed->slice_ns + 1, rate = ns_per_flop;
+    switch (stage) {
+    case KN_STAGE_TEXT: fixed += 1e9 * (double)model->text_bytes / seed->bytes_per_second; break;
+    case KN_STAGE_DENOISE: fixed += 1e9 * (double)model->transformer_bytes / seed->bytes_per_second; break;
+    case KN_STAGE_DECODE: rate /= efficiency; break;
+    case KN_STAGE_MUX: rate = MUX_NS_PER_PIXEL_FRAME; break;
+    case KN_STAGE_DONE: break;
+    }
+    memset(fit, 0, sizeof *fit);
+    fit->seed_fixed = fit->fixed = fixed;
+    fit->seed_rate = fit->rate = rate;
+    fit->scale = 1;
+    fit->error = ERROR_START;
+}
+
+static double median(const double *values, int64_t count)
+{
+    double sorted[KN_COST_WARMUP] = {0};
+    for (int64_t i = 0; i < count; i++) {
+        int64_t j = i;
+        for (; j > 0 && sorted[j - 1] > values[i]; j--) sorted[j] = sorted[j - 1];
+        sorted[j] = values[i];
+    }
+    return count % 2 ? sorted[count / 2] : 0.5 * (sorted[count / 2 - 1] + sorted[count / 2]);
+}
+
+/* Least squares with the pull towards `scale`:
+ *     | xx + pull   xy        | |a|   | xr + pull scale |
+ *     | xy          yy + pull | |b| = | yr + pull scale |     fixed = a seed_fixed, rate = b seed_rate */
+static void solve(kn_cost_fit *fit)
+{
+    const double xx = fit->xx + PULL, yy = fit->yy + PULL;
+    const double xr = fit->xr + PULL * fit->scale, yr = fit->yr + PULL * fit->scale;
+    const double determinant = xx * yy - fit->xy * fit->xy; /* positive: both diagonals have the pull */
+    const double least = PART_LEAST * fit->scale;
+    fit->fixed = fit->seed_fixed * fmax((xr * yy - yr * fit->xy) / determinant, least);
+    fit->rate = fit->seed_rate * fmax((yr * xx - xr * fit->xy) / determinant, least);
+}
+
+void kn_cost_learn(kn_cost_fit *fit, double work, int64_t measured_ns)
+{
+    const double seeded = fit->seed_fixed + fit->seed_rate * work;
+    const double predicted = kn_cost_predict(fit, work);
+    const double miss = (double)measured_ns / predicted - 1;
+    double ratio = (double)measured_ns / seeded;
+    if (fit->measured < KN_COST_WARMUP) {
+        fit->warmup[fit->measured++] = ratio;
+        fit->scale = median(fit->warmup, fit->measured);
+        if (fit->measured > 1) fit->error += (fmin(fabs(miss), 1) - fit->error) / (double)fit->measured;
+        solve(fit);
+        return;
+    }
+    const double limit = fmax(TOLERANCE * fit->error, TOLERANCE_LEAST);
+    const double cut = fmax(fmin(miss, limit), -fmin(limit, 0.9));
+    fit->measured++;
+    fit->error += ERROR_STEP * (fmin(fabs(miss), 1) - fit->error);
+    ratio = predicted * (1 + cut) / seeded;
+    fit->scale += SCALE_STEP * (ratio - fit->scale);
+    const double x = fit->seed_fixed / seeded, y = 1 - x;
+    fit->xx += x * x - FORGET * fit->xx;
+    fit->xy += x * y - FORGET * fit->xy;
+    fit->yy += y * y - FORGET * fit->yy;
+    fit->xr += x * ratio - FORGET * fit->xr;
+    fit->yr += y * ratio - FORGET * fit->yr;
+    solve(fit);
+}
+
+double kn_cost_remaining(const kn_cost_fit *fits, const kn_cost_work *work, const kn_job_shape *shape,
+                         const kn_job_progress *progress)
+{
+    const int32_t steps = shape->steps - progress->step;
+    const int32_t frames = shape->latent_frames - progress->decoded;
+    double ns = 0;
+    if (progress->done) return 0;
+    if (steps > 0) {
+        if (!progress->text) ns += kn_cost_predict(&fits[KN_STAGE_TEXT], work->text);
+        ns += steps * kn_cost_predict(&fits[KN_STAGE_DENOISE], work->denoise);
+    }
+    if (frames > 0) {
+        const bool whole = progress->decoded == 0;
+        ns += frames * kn_cost_predict(&fits[KN_STAGE_DECODE], work->decode);
+        if (whole) ns -= fits[KN_STAGE_DECODE].rate * (work->decode - work->decode_first);
+    }
+    return ns + kn_cost_predict(&fits[KN_STAGE_MUX], work->mux);
+}

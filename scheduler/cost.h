@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a slice costs. Time of a slice on a device = fixed + rate x work, with work in FLOP summed over the jobs of the
+ * pack: the weights are read and the kernels launched once for all, which is what packing saves. The two numbers are
+ * seeded from the model's dimensions and the device's speed and then fitted, per device, model and kind of slice, to
+ * what was measured.
+ *
+ * The fit is least squares on ratios to the seed, in the coordinates (fixed / seeded fixed, rate / seeded rate), with
+ * exponential forgetting and a weak pull towards a common scale, so that a device that only ever sees one size is
+ * scaled as a whole. A measurement far from the prediction counts as if it were nearer (Huber 1964): one hiccup moves
+ * little, and a lasting change is followed because the tolerance grows with the error. */
+#ifndef KN_SCHEDULER_COST_H
+#define KN_SCHEDULER_COST_H
+
+#include "scheduler/scheduler.h"
+
+enum { KN_COST_WARMUP = 5 }; /* measurements of which the median sets the first scale */
+
+typedef struct kn_cost_fit {
+    double seed_fixed, seed_rate; /* ns; ns per FLOP */
+    double fixed, rate;           /* fitted, same units */
+    double scale;                 /* common factor on the seed */
+    double xx, xy, yy, xr, yr;    /* decayed normal equations; x + y = 1 are the shares of a seeded prediction */
+    double warmup[KN_COST_WARMUP];
+    double error;     /* decayed mean of |measured - predicted| / predicted, each at most 1 */
+    int64_t measured; /* measurements so far */
+} kn_cost_fit;
+
+/* The work of one job's slices, FLOP. */
+typedef struct kn_cost_work {
+    double text, denoise, decode_first, decode, mux; /* each slice; decode_first: the first latent frame */
+} kn_cost_work;
+
+void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_shape *shape);
+
+/* Work of the slice a job with this progress runs next. */
+double kn_cost_next(const kn_cost_work *work, const kn_job_shape *shape, const kn_job_progress *progress);
+
+/* A fit that knows only the seed. */
+void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_seed *seed, kn_stage stage);
+
+/* A slice of `work` FLOP took `measured_ns`. */
+void kn_cost_learn(kn_cost_fit *fit, double work, int64_t measured_ns);
+
+static inline double kn_cost_predict(const kn_cost_fit *fit, double work)
+{
+    return fit->fixed + fit->rate * work;
+}
+
+/* Nanoseconds a job alone still needs, by the fits of one device and model, [KN_STAGES]. */
+double kn_cost_remaining(const kn_cost_fit *fits, const kn_cost_work *work, const kn_job_shape *shape,
+                         const kn_job_progress *progress);
+
+#endif

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * When a job will be done, and whether one that does not exist yet could be. Sums the queues keep anyway; nothing here
+ * looks at single jobs that wait.
+ *
+ * A planned job is done when the work before it in its plan is. For a job in a tenant's queue the work before it is:
+ * what is planned and what has started, the higher classes, its own tenant's earlier jobs, and of every other tenant
+ * of its class as much as fair sharing serves meanwhile: with P the work up to and including the job, the lesser of the
+ * other's backlog and P x its weight / the own weight. All devices share it. */
+#include "scheduler/core.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define RETRY_LEAST_NS INT64_C(1000000000)
+
+/* Device time, and jobs, before something. */
+typedef struct ahead {
+    int64_t ns;
+    int64_t count;
+} ahead;
+
+static int32_t capable_devices(const kn_scheduler *s, const kn_job_shape *shape)
+{
+    int32_t count = 0;
+    for (uint64_t up = s->up; up; up &= up - 1) count += kn_core_fits(s, shape, __builtin_ctzll(up));
+    return count;
+}
+
+/* Planned work, and unplanned work that has started. */
+static ahead before_queues(const kn_scheduler *s, int64_t now_ns)
+{
+    ahead sum = {0, 0};
+    for (uint64_t up = s->up; up; up &= up - 1) {
+        const int32_t device = __builtin_ctzll(up);
+        const kn_core_device *d = &s->devices[device];
+        sum.ns += kn_queue_sum(s->nodes, &d->plan) + d->fair_left_ns + kn_core_free_at(s, device, now_ns) - now_ns;
+        sum.count += kn_queue_count(s->nodes, &d->plan);
+    }
+    return sum;
+}
+
+/* What is served before a job of this tenant and class that has `own` before it in its tenant's queue. */
+static ahead before_fair(const kn_scheduler *s, int32_t tenant, int c, ahead own, int64_t left_ns, int64_t now_ns)
+{
+    ahead sum = before_queues(s, now_ns);
+    const double through = (double)(own.ns + left_ns) / s->tenants[tenant].weight;
+    sum.ns += own.ns;
+    sum.count += own.count;
+    for (int higher = c + 1; higher < KN_CLASSES; higher++) {
+        sum.ns += s->class_ns[higher];
+        sum.count += s->class_count[higher];
+    }
+    for (int32_t at = s->classes[c].first; at >= 0; at = kn_queue_next(s->tenant_nodes, at)) {
+        const int32_t other = at / KN_CLASSES;
+        if (other == tenant) continue;
+        const kn_queue *waiting = &s->tenants[other].waiting[c];
+        const double backlog = (double)kn_queue_sum(s->nodes, waiting);
+        const double share = through * s->tenants[other].weight;
+        const double part = backlog > share ? share / backlog : 1;
+        sum.ns += (int64_t)(part * backlog);
+        sum.count += (int64_t)(part * kn_queue_count(s->nodes, waiting));
+    }
+    return sum;
+}
+
+static void estimate_planned(const kn_scheduler *s, const kn_core_job *job, int64_t now_ns, kn_estimate *out)
+{
+    const kn_core_device *d = &s->devices[job->plan];
+    const kn_queue_place place = kn_queue_find(s->nodes, &d->plan, job->terms.deadline_ns, job->seq);
+    out->start_ns = kn_core_free_at(s, job->plan, now_ns) + place.work;
+    out->completion_ns = out->start_ns + job->left_ns;
+    out->position = 1 + place.count;
+    for (int32_t i = 0; i < d->resident_count; i++) {
+        const kn_core_job *other = &s->jobs[d->residents[i]];
+        out->position -= other->place == KN_PLACE_PLAN && other->terms.deadline_ns <= job->terms.deadline_ns;
+    }
+    if (out->position < 1) out->position = 1;
+}
+
+static void estimate_resident(const kn_scheduler *s, const kn_core_job *job, int64_t now_ns, kn_estimate *out)
+{
+    const kn_core_device *d = &s->devices[job->device];
+    out->start_ns = kn_core_free_at(s, job->device, now_ns);
+    if (!job->running) out->start_ns += kn_queue_sum(s->nodes, &d->plan) + d->fair_left_ns - job->left_ns;
+    out->completion_ns = out->start_ns + job->left_ns;
+}
+
+static void estimate_spare(const kn_scheduler *s, int32_t slot, int32_t devices, int64_t now_ns, kn_estimate *out)
+{
+    const kn_core_job *job = &s->jobs[slot];
+    const kn_queue_place place = kn_queue_find(s->nodes, &s->spare, s->nodes[slot].key, job->seq);
+    const ahead before = before_queues(s, now_ns);
+    out->position = (int32_t)(1 + before.count + place.count);
+    out->start_ns = now_ns + (before.ns + place.work) / devices;
+    out->completion_ns = out->start_ns + job->left_ns;
+}
+
+static void estimate_fair(const kn_scheduler *s, int32_t slot, int32_t devices, int64_t now_ns, kn_estimate *out)
+{
+    const kn_core_job *job = &s->jobs[slot];
+    const int32_t tenant = kn_core_tenant_of(s, job);
+    const int c = kn_core_class(s, job);
+    const kn_queue_place place = kn_queue_find(s->nodes, &s->tenants[tenant].waiting[c], s->nodes[slot].key, job->seq);
+    const ahead before = before_fair(s, tenant, c, (ahead){place.work, place.count}, job->left_ns, now_ns);
+    out->position = (int32_t)(1 + before.count);
+    out->start_ns = now_ns + before.ns / devices;
+    out->completion_ns = out->start_ns + job->left_ns;
+}
+
+kn_status kn_scheduler_estimate(const kn_scheduler *s, uint64_t key, int64_t now_ns, kn_estimate *out)
+{
+    memset(out, 0, sizeof *out);
+    const int32_t slot = kn_core_find(s, key);
+    if (slot == KN_NO_SLOT || s->jobs[slot].removed)
+        return kn_fail(KN_NOT_FOUND, "no job %llx", (unsigned long long)key);
+    const kn_core_job *job = &s->jobs[slot];
+    const int32_t devices = capable_devices(s, &job->shape);
+    const int32_t reference = job->device != KN_NO_DEVICE ? job->device : kn_core_reference(s, &job->shape);
+    out->start_ns = out->completion_ns = now_ns;
+    out->remaining_ns = job->left_ns;
+    if (reference != KN_NO_DEVICE) out->error = s->devices[reference].fits[job->shape.model][KN_STAGE_DENOISE].error;
+    if (job->place == KN_PLACE_PLAN)
+        estimate_planned(s, job, now_ns, out);
+    else if (job->place == KN_PLACE_SPARE)
+        estimate_spare(s, slot, devices ? devices : 1, now_ns, out);
+    else if (job->place == KN_PLACE_FAIR)
+        estimate_fair(s, slot, devices ? devices : 1, now_ns, out);
+    else
+        estimate_resident(s, job, now_ns, out);
+    if (job->device != KN_NO_DEVICE) out->position = 0;
+    if (job->running) {
+        out->start_ns = now_ns;
+        out->remaining_ns += kn_core_free_at(s, job->device, now_ns) - now_ns;
+    }
+    out->late = job->late || out->completion_ns > kn_core_deadline(job);
+    return devices ? KN_OK : kn_fail(KN_UNAVAILABLE, "no device is up that could run this job");
+}
+
+/* ---- admission ---- */
+
+static void gigabytes(char text[24], uint64_t bytes)
+{
+    snprintf(text, 24, "%.2f GB", (double)bytes * 1e-9);
+}
+
+static void refuse_large(const kn_scheduler *s, const kn_job_shape *shape, uint64_t largest, kn_admission *out)
+{
+    char need[24], model[24], state[24], work[24], have[24];
+    const uint64_t resident = s->models[shape->model].resident_bytes, total = kn_core_need(s, shape);
+    gigabytes(need, total);
+    gigabytes(model, resident);
+    gigabytes(state, shape->state_bytes);
+    gigabytes(work, total - resident - shape->state_bytes);
+    gigabytes(have, largest);
+    out->verdict = KN_VERDICT_TOO_LARGE;
+    snprintf(out->reason, sizeof out->reason,
+             "the job needs %s on one device (model %s, state %s, working memory %s); the largest has %s", need, model,
+             state, work, have);
+}
+
+/* Earliest completion on a device that breaks none of its deadlines: behind the last one that has not enough slack. */
+static int64_t earliest_on(const kn_scheduler *s, int32_t device, int64_t left_ns, int64_t now_ns)
+{
+    const kn_queue *plan = &s->devices[device].plan;
+    const int64_t start = kn_core_free_at(s, device, now_ns);
+    const int32_t last = kn_queue_last_late(s->nodes, plan, start + left_ns);
+    if (last < 0) return start + left_ns;
+    const kn_queue_node *node = &s->nodes[last];
+    return start + left_ns + kn_queue_find(s->nodes, plan, node->key, node->seq + 1).work;
+}
+
+static void admit_timed(const kn_scheduler *s, const kn_core_job *job, int64_t now_ns, kn_admission *out)
+{
+    int64_t earliest = INT64_MAX, alone = INT64_MAX;
+    for (uint64_t up = s->up; up; up &= up - 1) {
+        const int32_t device = __builtin_ctzll(up);
+        if (!kn_core_fits(s, &job->shape, device)) continue;
+        int64_t left = kn_core_left(s, job, device);
+        left += left / 100 * s->params.admission_margin;
+        const int64_t done = earliest_on(s, device, left, now_ns);
+        if (done < earliest) earliest = done;
+        if (now_ns + left < alone) alone = now_ns + left;
+    }
+    const int64_t deadline = job->terms.deadline_ns;
+    out->completion_ns = earliest;
+    if (earliest <= deadline) return;
+    out->verdict = KN_VERDICT_DEADLINE;
+    if (alone > deadline) {
+        snprintf(out->reason, sizeof out->reason, "the job takes %.1f s on an idle device; its deadline is in %.1f s",
+                 (double)(alone - now_ns) * 1e-9, (double)(deadline - now_ns) * 1e-9);
+        return;
+    }
+    out->retry_after_ns = earliest - deadline > RETRY_LEAST_NS ? earliest - deadline : RETRY_LEAST_NS;
+    snprintf(out->reason, sizeof out->reason,
+             "the deadline is in %.1f s; with what was promised before, the job can be done in %.1f s",
+             (double)(deadline - now_ns) * 1e-9, (double)(earliest - now_ns) * 1e-9);
+}
+
+static void admit_untimed(const kn_scheduler *s, const kn_core_job *job, int32_t devices, int64_t now_ns,
+                          kn_admission *out)
+{
+    const int32_t tenant = kn_core_tenant_of(s, job);
+    const int c = kn_core_class(s, job);
+    const kn_queue *waiting = &s->tenants[tenant].waiting[c];
+    const ahead own = {kn_queue_sum(s->nodes, waiting), kn_queue_count(s->nodes, waiting)};
+    const ahead before = before_fair(s, tenant, c, own, job->left_ns, now_ns);
+    out->completion_ns = now_ns + before.ns / devices + job->left_ns;
+}
+
+static void refuse_device(const kn_scheduler *s, const kn_job_shape *shape, kn_admission *out)
+{
+    uint64_t largest = 0;
+    for (uint64_t up = s->up; up; up &= up - 1) {
+        const kn_change_device *terms = &s->devices[__builtin_ctzll(up)].terms;
+        if (terms->loadable >> shape->model & 1 && terms->memory_bytes > largest) largest = terms->memory_bytes;
+    }
+    if (largest > 0) {
+        refuse_large(s, shape, largest, out);
+        return;
+    }
+    out->verdict = KN_VERDICT_NO_DEVICE;
+    snprintf(out->reason, sizeof out->reason, "no device is ready that can load the model");
+}
+
+kn_status kn_scheduler_admission(const kn_scheduler *s, const kn_job_shape *shape, const kn_job_terms *terms,
+                                 int64_t now_ns, kn_admission *out)
+{
+    kn_status st = KN_OK;
+    memset(out, 0, sizeof *out);
+    KN_TRY(kn_core_check_shape(s, shape));
+    KN_TRY(kn_core_check_terms(s, terms));
+    const int32_t devices = capable_devices(s, shape);
+    if (s->draining) {
+        out->verdict = KN_VERDICT_DRAINING;
+        snprintf(out->reason, sizeof out->reason, "the server is shutting down");
+        return KN_OK;
+    }
+    if (devices == 0) {
+        refuse_device(s, shape, out);
+        return KN_OK;
+    }
+    kn_core_job job = {.shape = *shape, .terms = *terms, .seq = s->next_seq, .device = KN_NO_DEVICE};
+    kn_cost_count(&job.work, &s->models[shape->model], shape);
+    job.left_ns = kn_core_left(s, &job, KN_NO_DEVICE);
+    out->device_ns = kn_scheduler_job_ns(s, shape);
+    if (s->job_count >= s->params.jobs) {
+        /* On average a place is free after one job's share of the backlog. */
+        const int64_t next = s->backlog_ns / s->params.jobs / devices;
+        out->verdict = KN_VERDICT_QUEUE_FULL;
+        out->retry_after_ns = next > RETRY_LEAST_NS ? next : RETRY_LEAST_NS;
+        snprintf(out->reason, sizeof out->reason, "%d jobs are queued, which is the limit", s->params.jobs);
+        return KN_OK;
+    }
+    if (terms->deadline_ns != KN_SCHEDULER_NO_DEADLINE && !kn_core_plain(s))
+        admit_timed(s, &job, now_ns, out);
+    else
+        admit_untimed(s, &job, devices, now_ns, out);
+fail:
+    return st;
+}
+
+int64_t kn_scheduler_job_ns(const kn_scheduler *s, const kn_job_shape *shape)
+{
+    const kn_job_progress start = {0};
+    kn_cost_work work;
+    double best = 0;
+    if (kn_core_check_shape(s, shape) != KN_OK) return 0;
+    kn_cost_count(&work, &s->models[shape->model], shape);
+    for (uint64_t up = s->up; up; up &= up - 1) {
+        const int32_t device = __builtin_ctzll(up);
+        if (!kn_core_fits(s, shape, device)) continue;
+        const double ns = kn_cost_remaining(s->devices[device].fits[shape->model], &work, shape, &start);
+        if (best == 0 || ns < best) best = ns;
+    }
+    return best < (double)KN_QUEUE_WORK_MAX ? (int64_t)best : KN_QUEUE_WORK_MAX;
+}

@@ -1,0 +1,468 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Routes, who may use them, and the small answers: health, models, queue figures. */
+#include "server/api.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "server/json.h"
+
+/* ---- a call's life ---- */
+
+static void free_call(kn_call *call)
+{
+    kn_server *s = call->server;
+    if (call->watcher) kn_watch_remove(call->live->watch, &call->watcher);
+    if (call->live) call->live->pins--;
+    if (call->stream) {
+        if (call->next_stream) call->next_stream->previous_stream = call->previous_stream;
+        *(call->previous_stream ? &call->previous_stream->next_stream : &s->stream_calls) = call->next_stream;
+        s->streams--;
+    }
+    if (call->intake) {
+        kn_video_params_release(&call->intake->params);
+        kn_job_release(&call->intake->job);
+        kn_free(call->intake);
+    }
+    kn_free(call);
+}
+
+void kn_call_hold(kn_call *call)
+{
+    call->pending++;
+}
+
+void kn_call_release(kn_call *call)
+{
+    call->pending--;
+    if (call->pending == 0 && !call->exchange) free_call(call);
+}
+
+void kn_call_over(kn_call *call)
+{
+    call->exchange = NULL;
+    if (call->pending == 0) free_call(call);
+}
+
+void kn_call_pin(kn_call *call, kn_live *live)
+{
+    if (call->live) return;
+    call->live = live;
+    live->pins++;
+}
+
+static kn_status on_watched(void *context, const kn_watch_event *event)
+{
+    kn_call *call = context;
+    if (!event->last) return KN_OK;
+    call->watcher = NULL; /* the watch lets go of it when this returns */
+    if (call->exchange) call->after(call);
+    kn_call_release(call);
+    return KN_OK;
+}
+
+void kn_call_wait(kn_call *call, kn_live *live, void (*after)(kn_call *call))
+{
+    kn_api_error error;
+    kn_watcher *watcher;
+    kn_call_pin(call, live);
+    call->after = after;
+    kn_call_hold(call);
+    if (kn_tell_watch(call->server, live, &watcher, on_watched, call, NULL) == KN_OK) {
+        if (watcher) call->watcher = watcher;
+        return;
+    }
+    kn_api_overloaded(&error, 1, "Too many requests wait for this video.");
+    kn_call_error(call, &error);
+    kn_call_release(call);
+}
+
+/* ---- replies ---- */
+
+void kn_call_reply(kn_call *call, int status, const char *content_type, const void *body, size_t bytes,
+                   const kn_http_reply_header *headers, size_t header_count)
+{
+    kn_http_reply_header all[KN_CALL_HEADERS_MAX];
+    size_t count = 0;
+    if (!call->exchange) return;
+    for (size_t i = 0; i < header_count && count < KN_CALL_HEADERS_MAX - 4; i++) all[count++] = headers[i];
+    if (call->limits.limit[0]) {
+        all[count++] = (kn_http_reply_header){"x-ratelimit-limit-requests", call->limits.limit};
+        all[count++] = (kn_http_reply_header){"x-ratelimit-remaining-requests", call->limits.remaining};
+        all[count++] = (kn_http_reply_header){"x-ratelimit-reset-requests", call->limits.reset};
+    }
+    const kn_http_response response = {.status = status,
+                                       .content_type = content_type,
+                                       .headers = all,
+                                       .header_count = count,
+                                       .body = body,
+                                       .body_bytes = bytes};
+    if (kn_http_reply(call->exchange, &response) != KN_OK) kn_log(KN_LOG_ERROR, "reply: %s", kn_fail_message());
+    kn_call_over(call);
+}
+
+void kn_call_json(kn_call *call, kn_text *text, const kn_http_reply_header *headers, size_t header_count)
+{
+    kn_api_error error;
+    kn_text taken = *text; /* the call may be gone before the text is */
+    if (kn_text_status(&taken) == KN_OK) {
+        kn_call_reply(call, 200, "application/json", taken.bytes, taken.count, headers, header_count);
+    } else {
+        kn_api_from_status(&error, kn_text_status(&taken));
+        kn_call_error(call, &error);
+    }
+    kn_text_release(&taken);
+}
+
+void kn_call_error(kn_call *call, const kn_api_error *error)
+{
+    kn_http_reply_header headers[3];
+    char seconds[16], storage[2048];
+    size_t count = 0;
+    kn_text text = kn_text_fixed(storage, sizeof storage);
+    kn_api_error_write(&text, error);
+    if (error->retry_after_s > 0) {
+        snprintf(seconds, sizeof seconds, "%d", error->retry_after_s);
+        headers[count++] = (kn_http_reply_header){"retry-after", seconds};
+    }
+    if (error->no_retry) headers[count++] = (kn_http_reply_header){"x-should-retry", "false"};
+    if (error->status == 401) headers[count++] = (kn_http_reply_header){"www-authenticate", "Bearer"};
+    kn_call_reply(call, error->status, "application/json", text.bytes, text.count, headers, count);
+}
+
+/* How long the clients' helper may wait between polls: it reads this once and keeps to it. */
+static int32_t poll_after_ms(const kn_video_facts *facts)
+{
+    const double ms = facts->eta_seconds * 1000.0 / 10.0;
+    return !(ms > 250.0) ? 250 : ms > 2000.0 ? 2000 : (int32_t)ms;
+}
+
+void kn_call_video(kn_call *call, kn_live *live)
+{
+    kn_text text = kn_text_growing(KN_VIDEO_OBJECT_BYTES_MAX);
+    char poll[16];
+    const kn_video_item item = {
+        .job = &live->job, .summary = &live->summary, .facts = kn_dispatch_facts(call->server, live)};
+    kn_video_write(&text, &item);
+    snprintf(poll, sizeof poll, "%d", poll_after_ms(&item.facts));
+    const kn_http_reply_header header = {"openai-poll-after-ms", poll};
+    kn_call_json(call, &text, &header, kn_job_state_final(live->job.state) ? 0 : 1);
+}
+
+/* ---- jobs by id ---- */
+
+kn_live *kn_api_recall(kn_server *s, const char *tenant, const char *id)
+{
+    kn_job job;
+    kn_live *live = NULL;
+    if (kn_store_job_get(s->store, tenant, id, &job) != KN_OK) return NULL;
+    /* Unfinished ones are in memory: the row is older than what is known of it, or just being submitted. */
+    if (job.state != KN_JOB_DELETED && kn_job_state_final(job.state) && kn_live_add(s->live, &job, &live) == KN_OK)
+        kn_live_trim(s->live);
+    kn_job_release(&job);
+    return live;
+}
+
+kn_live *kn_call_find(kn_call *call)
+{
+    kn_server *s = call->server;
+    kn_api_error error;
+    kn_live *live = NULL;
+    if (kn_job_id_valid(call->parameter)) {
+        live = kn_live_find(s->live, call->parameter);
+        if (!live) live = kn_api_recall(s, call->principal.tenant, call->parameter);
+    }
+    if (live && strcmp(live->job.tenant, call->principal.tenant) == 0 && live->job.state != KN_JOB_DELETED) return live;
+    kn_api_not_found(&error, "video", call->parameter);
+    kn_call_error(call, &error);
+    return NULL;
+}
+
+/* ---- small answers ---- */
+
+static void handle_live(kn_call *call)
+{
+    kn_call_reply(call, 200, "application/json", "{\"status\":\"ok\"}", 15, NULL, 0);
+}
+
+static void handle_ready(kn_call *call)
+{
+    char why[128], body[256];
+    const bool ready = kn_server_ready(call->server, why, sizeof why);
+    const int bytes = snprintf(body, sizeof body, "{\"status\":\"%s\",\"reason\":\"%s\"}", ready ? "ready" : "not_ready", why);
+    kn_call_reply(call, ready ? 200 : 503, "application/json", body, (size_t)bytes, NULL, 0);
+}
+
+/* Triton's and KServe's probes look at the status alone. */
+static void handle_v2_live(kn_call *call)
+{
+    kn_call_reply(call, 200, NULL, NULL, 0, NULL, 0);
+}
+
+static void handle_v2_ready(kn_call *call)
+{
+    char why[128];
+    kn_call_reply(call, kn_server_ready(call->server, why, sizeof why) ? 200 : 400, NULL, NULL, 0, NULL, 0);
+}
+
+static kn_model_entry entry_of(const kn_catalog_model *model)
+{
+    return (kn_model_entry){.id = model->name, .created = model->created, .owned_by = "kinora"};
+}
+
+static void handle_models(kn_call *call)
+{
+    const kn_catalog *catalog = call->server->catalog;
+    kn_model_entry entries[KN_CATALOG_MODELS_MAX];
+    size_t count = 0;
+    for (int32_t i = 0; i < kn_catalog_count(catalog); i++)
+        if (kn_catalog_at(catalog, i)->available) entries[count++] = entry_of(kn_catalog_at(catalog, i));
+    kn_text text = kn_text_growing(1 << 20);
+    kn_model_list_write(&text, entries, count);
+    kn_call_json(call, &text, NULL, 0);
+}
+
+static void handle_model(kn_call *call)
+{
+    kn_api_error error;
+    const kn_catalog_model *model = kn_catalog_find(call->server->catalog, call->parameter);
+    if (!model || !model->available) {
+        kn_api_not_found(&error, "model", call->parameter);
+        kn_call_error(call, &error);
+        return;
+    }
+    kn_model_entry entry = entry_of(model);
+    entry.id = call->parameter; /* an alias answers under its own name */
+    kn_text text = kn_text_growing(1 << 16);
+    kn_model_write(&text, &entry);
+    kn_call_json(call, &text, NULL, 0);
+}
+
+static void handle_metrics(kn_call *call)
+{
+    kn_api_error error;
+    char *text;
+    size_t bytes;
+    const kn_metrics_format format = kn_metrics_negotiate(kn_http_header(call->exchange, "accept"));
+    kn_server_measure(call->server);
+    if (kn_metrics_text(call->server->meters->registry, format, &text, &bytes) != KN_OK) {
+        kn_api_internal(&error);
+        kn_call_error(call, &error);
+        return;
+    }
+    kn_call_reply(call, 200, kn_metrics_content_type(format), text, bytes, NULL, 0);
+    kn_free(text);
+}
+
+static void handle_queue_stats(kn_call *call)
+{
+    kn_api_error error;
+    kn_queue_stats stats;
+    char *json;
+    kn_server_queue_stats(call->server, &stats);
+    if (kn_queue_stats_json(&json, &stats) != KN_OK) {
+        kn_api_internal(&error);
+        kn_call_error(call, &error);
+        return;
+    }
+    kn_call_reply(call, 200, "application/json", json, strlen(json), NULL, 0);
+    kn_free(json);
+}
+
+/* ---- routes ---- */
+
+#define ROUTE(method, pattern, scope, handle, body)                                                                    \
+    {                                                                                                                  \
+        KN_HTTP_##method, pattern, #method " " pattern, scope, handle, body                                            \
+    }
+
+static const kn_route routes[] = {
+    ROUTE(GET, "/v1/videos/{id}", KN_SCOPE_READ, kn_api_get, 0),
+    ROUTE(POST, "/v1/videos", KN_SCOPE_SUBMIT, kn_api_create, KN_ROUTE_UPLOAD),
+    ROUTE(GET, "/v1/videos", KN_SCOPE_READ, kn_api_list, 0),
+    ROUTE(POST, "/v1/videos/sync", KN_SCOPE_SUBMIT, kn_api_sync, KN_ROUTE_UPLOAD),
+    ROUTE(POST, "/v1/videos/edits", KN_SCOPE_SUBMIT, kn_api_not_offered, KN_ROUTE_UPLOAD),
+    ROUTE(POST, "/v1/videos/extensions", KN_SCOPE_SUBMIT, kn_api_not_offered, KN_ROUTE_UPLOAD),
+    ROUTE(POST, "/v1/videos/characters", KN_SCOPE_SUBMIT, kn_api_not_offered, KN_ROUTE_UPLOAD),
+    ROUTE(GET, "/v1/videos/characters/{id}", KN_SCOPE_READ, kn_api_not_offered, 0),
+    ROUTE(DELETE, "/v1/videos/{id}", KN_SCOPE_CANCEL, kn_api_delete, 1024),
+    ROUTE(POST, "/v1/videos/{id}/cancel", KN_SCOPE_CANCEL, kn_api_cancel, 1024),
+    ROUTE(POST, "/v1/videos/{id}/remix", KN_SCOPE_SUBMIT, kn_api_not_offered, KN_ROUTE_UPLOAD),
+    ROUTE(GET, "/v1/videos/{id}/content", KN_SCOPE_READ, kn_api_content, 0),
+    ROUTE(GET, "/v1/videos/{id}/events", KN_SCOPE_READ, kn_api_events, 0),
+    ROUTE(POST, "/v1/webhook_endpoints", KN_SCOPE_SUBMIT, kn_api_endpoint_create, 16 << 10),
+    ROUTE(GET, "/v1/webhook_endpoints", KN_SCOPE_READ, kn_api_endpoint_list, 0),
+    ROUTE(DELETE, "/v1/webhook_endpoints/{id}", KN_SCOPE_SUBMIT, kn_api_endpoint_delete, 1024),
+    ROUTE(GET, "/v1/models", KN_SCOPE_READ, handle_models, 0),
+    ROUTE(GET, "/v1/models/{id}", KN_SCOPE_READ, handle_model, 0),
+    ROUTE(GET, "/v1/queue/stats", KN_SCOPE_METRICS, handle_queue_stats, 0),
+    ROUTE(GET, "/metrics", KN_SCOPE_METRICS, handle_metrics, 0),
+    ROUTE(GET, "/health", 0, handle_ready, 0),
+    ROUTE(GET, "/readyz", 0, handle_ready, 0),
+    ROUTE(GET, "/livez", 0, handle_live, 0),
+    ROUTE(GET, "/healthz", 0, handle_live, 0),
+    ROUTE(GET, "/v2/health/live", 0, handle_v2_live, 0),
+    ROUTE(GET, "/v2/health/ready", 0, handle_v2_ready, 0),
+    ROUTE(GET, "/", 0, kn_api_page, 0),
+    ROUTE(GET, "/page/{id}", 0, kn_api_page, 0),
+};
+
+enum { ROUTE_COUNT = sizeof routes / sizeof *routes };
+
+size_t kn_api_routes(const char **names, size_t max)
+{
+    size_t count = 0;
+    while (count < ROUTE_COUNT && count < max) {
+        names[count] = routes[count].name;
+        count++;
+    }
+    return count;
+}
+
+/* Does the path fit? *parameter: where {id} begins in it. The last segment that is {id} takes the rest. */
+static bool matches(const char *pattern, const char *path, const char **parameter)
+{
+    *parameter = "";
+    while (*pattern && *path) {
+        if (*pattern == '{') {
+            pattern = strchr(pattern, '}') + 1;
+            *parameter = path;
+            const size_t length = strcspn(path, "/");
+            if (length == 0) return false;
+            path += length;
+        } else if (*pattern++ != *path++) {
+            return false;
+        }
+    }
+    return *pattern == '\0' && *path == '\0';
+}
+
+/* NULL: *error says whether the path or the method is wrong. HEAD is GET whose body is not sent. */
+static const kn_route *find_route(const kn_route *table, size_t count, kn_call *call, kn_api_error *error)
+{
+    const kn_http_method asked = kn_http_request_method(call->exchange);
+    const kn_http_method method = asked == KN_HTTP_HEAD ? KN_HTTP_GET : asked;
+    bool path_known = false;
+    for (size_t i = 0; i < count; i++) {
+        if (!matches(table[i].pattern, call->path, &call->parameter)) continue;
+        path_known = true;
+        if (table[i].method == method) return &table[i];
+    }
+    if (path_known)
+        kn_api_method_not_allowed(error, kn_http_method_name(asked));
+    else
+        kn_api_not_found(error, "route", call->path);
+    return NULL;
+}
+
+static bool authorize(kn_call *call, kn_api_error *error)
+{
+    kn_server *s = call->server;
+    kn_access access;
+    if (call->route->scope == 0) return true;
+    const char *authorization = kn_http_header(call->exchange, "authorization");
+    const kn_policy_request request = {.authorization = authorization,
+                                       .authorization_bytes = authorization ? strlen(authorization) : 0,
+                                       .scope = (kn_scope)call->route->scope,
+                                       .now_us = kn_now_us(),
+                                       .now_ns = kn_clock_ns()};
+    kn_policy_authorize(s->policy, &request, &access);
+    call->principal = access.principal;
+    call->limits = access.headers;
+    if (!access.allowed) *error = access.error;
+    kn_metric_add(s->meters->authorizations, 1.0,
+                  KN_LABELS(access.allowed                ? "allowed"
+                            : access.error.status == 401 ? "unauthenticated"
+                            : access.error.status == 403 ? "forbidden"
+                                                         : "limited"));
+    return access.allowed;
+}
+
+/* {id} as text of its own: the path goes on behind it. */
+static void cut_parameter(kn_call *call)
+{
+    if (call->parameter[0] == '\0') return;
+    char *start = call->path + (call->parameter - call->path);
+    start[strcspn(start, "/")] = '\0';
+}
+
+kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *table, size_t count)
+{
+    kn_api_error error;
+    kn_call *call = kn_alloc(sizeof *call);
+    if (!call) {
+        kn_http_abort(exchange);
+        return NULL;
+    }
+    call->server = s;
+    call->exchange = exchange;
+    kn_http_set_user(exchange, call);
+    snprintf(call->path, sizeof call->path, "%s", kn_http_path(exchange));
+    call->route = find_route(table, count, call, &error);
+    if (call->route) {
+        kn_http_set_route(exchange, call->route->name);
+        cut_parameter(call);
+        return call;
+    }
+    kn_call_error(call, &error);
+    return NULL;
+}
+
+static void on_headers(kn_http_exchange *exchange, void *context)
+{
+    kn_server *s = context;
+    kn_api_error error;
+    kn_call *call = kn_call_open(s, exchange, routes, ROUTE_COUNT);
+    if (!call) return;
+    if (!authorize(call, &error)) {
+        kn_call_error(call, &error);
+        return;
+    }
+    uint64_t limit = call->route->body_bytes;
+    if (limit == KN_ROUTE_UPLOAD) {
+        const char *type = kn_http_header(exchange, "content-type");
+        limit = kn_video_body_limit(type ? type : "");
+        if (limit > (uint64_t)s->config->upload_bytes_max) limit = (uint64_t)s->config->upload_bytes_max;
+    }
+    kn_http_body_limit(exchange, limit);
+}
+
+void kn_call_request(kn_http_exchange *exchange, void *context)
+{
+    kn_call *call = kn_http_user(exchange);
+    (void)context;
+    call->route->handle(call);
+}
+
+void kn_call_closed(kn_http_exchange *exchange, void *context)
+{
+    kn_call *call = kn_http_user(exchange);
+    (void)context;
+    if (!call) return;
+    if (call->sync && call->live && call->live->phase != KN_LIVE_ENDED)
+        kn_end_job(call->server, call->live, KN_JOB_CANCELLED, "cancelled",
+                   "The client that waited for this video went away.");
+    if (call->watcher) {
+        kn_watch_remove(call->live->watch, &call->watcher);
+        if (call->after) call->pending--; /* held by kn_call_wait */
+    }
+    kn_call_over(call);
+}
+
+void kn_call_finished(const kn_http_record *record, void *context)
+{
+    kn_server *s = context;
+    kn_metric_observe(s->meters->http_request_seconds, (double)record->duration_ns * 1e-9,
+                      KN_LABELS(record->route, kn_meters_code(record->status)));
+}
+
+kn_http_callbacks kn_api_callbacks(void)
+{
+    return (kn_http_callbacks){
+        .headers = on_headers, .request = kn_call_request, .closed = kn_call_closed, .finished = kn_call_finished};
+}

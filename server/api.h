@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the HTTP handlers share. A *call* is one exchange as the API sees it: who asks, for which route, and what it is
+ * waiting for. It lives until its exchange is over and nothing that was asked on its behalf is still to come back:
+ * answers find a call whose client has gone (exchange NULL), never a call that is gone.
+ *
+ * Loop thread only. */
+#ifndef KN_SERVER_API_H
+#define KN_SERVER_API_H
+
+#include "server/core.h"
+#include "server/video_request.h"
+
+enum { KN_CALL_HEADERS_MAX = 16 };
+
+typedef struct kn_call kn_call;
+
+typedef struct kn_route {
+    kn_http_method method;
+    const char *pattern; /* "/v1/videos/{id}"; at most one {id}, which stands for one segment */
+    const char *name;    /* "GET /v1/videos/{id}", for logs and metrics */
+    unsigned scope;      /* kn_scope; 0: anybody */
+    void (*handle)(kn_call *call);
+    uint64_t body_bytes; /* most bytes of a body; KN_ROUTE_UPLOAD: as its content type says */
+} kn_route;
+
+#define KN_ROUTE_UPLOAD UINT64_MAX
+
+/* A submission under way (intake.c). */
+typedef struct kn_intake {
+    kn_video_params params;
+    kn_job job;
+    kn_catalog_model *model;
+    kn_catalog_size size;
+    char key[KN_IDEMPOTENCY_KEY_BYTES];
+    uint8_t fingerprint[KN_SHA256_BYTES];
+} kn_intake;
+
+struct kn_call {
+    kn_server *server;
+    kn_http_exchange *exchange; /* NULL: answered, or the client has gone */
+    const kn_route *route;
+    const char *parameter; /* what stands for {id}; in `path` */
+    char path[160];
+    kn_principal principal;
+    kn_limit_headers limits;
+    int32_t pending; /* answers that will come back for it */
+    kn_intake *intake;
+    bool sync; /* POST /v1/videos/sync: the reply is the video */
+
+    /* Following a job. */
+    kn_live *live; /* pinned */
+    kn_watcher *watcher;
+    void (*after)(kn_call *call); /* once `live` has ended */
+    bool stream;
+    kn_call *next_stream, *previous_stream;
+};
+
+/* In the headers() callback: the call for a new exchange with its route in `table`; NULL: there is none, and it has
+ * been told. The other callbacks for exchanges that have a call. */
+kn_call *kn_call_open(kn_server *server, kn_http_exchange *exchange, const kn_route *table, size_t count);
+void kn_call_request(kn_http_exchange *exchange, void *context);
+void kn_call_closed(kn_http_exchange *exchange, void *context);
+void kn_call_finished(const kn_http_record *record, void *context);
+
+/* ---- replies: each ends the exchange ---- */
+
+void kn_call_reply(kn_call *call, int status, const char *content_type, const void *body, size_t bytes,
+                   const kn_http_reply_header *headers, size_t header_count);
+/* Takes the text. */
+void kn_call_json(kn_call *call, kn_text *text, const kn_http_reply_header *headers, size_t header_count);
+void kn_call_error(kn_call *call, const kn_api_error *error);
+void kn_call_video(kn_call *call, kn_live *live);
+/* The exchange was ended by a function of http.h. */
+void kn_call_over(kn_call *call);
+
+/* Something asked on the call's behalf comes back later. */
+void kn_call_hold(kn_call *call);
+void kn_call_release(kn_call *call);
+
+/* The call's job, in memory, if it is this tenant's; else the error has been sent and NULL is returned. */
+kn_live *kn_call_find(kn_call *call);
+/* Brings a finished job back into memory. */
+kn_live *kn_api_recall(kn_server *server, const char *tenant, const char *id);
+
+/* Pins the job until the call is over. */
+void kn_call_pin(kn_call *call, kn_live *live);
+/* Calls `after` once the job has ended; at once, from the loop, when it has. */
+void kn_call_wait(kn_call *call, kn_live *live, void (*after)(kn_call *call));
+
+/* ---- handlers ---- */
+
+void kn_api_create(kn_call *call); /* intake.c */
+void kn_api_sync(kn_call *call);
+void kn_api_not_offered(kn_call *call); /* edits, extensions, characters, remix */
+
+void kn_api_list(kn_call *call); /* api_videos.c */
+void kn_api_get(kn_call *call);
+void kn_api_delete(kn_call *call);
+void kn_api_cancel(kn_call *call);
+
+void kn_api_content(kn_call *call); /* api_content.c */
+void kn_api_events(kn_call *call);
+void kn_api_send_video(kn_call *call, kn_live *live);
+void kn_api_heartbeat(kn_server *server); /* a comment to every stream */
+
+void kn_api_endpoint_create(kn_call *call); /* api_webhooks.c */
+void kn_api_endpoint_list(kn_call *call);
+void kn_api_endpoint_delete(kn_call *call);
+
+void kn_api_page(kn_call *call); /* page.c */
+
+#endif

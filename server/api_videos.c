@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Jobs that exist: retrieve, list, cancel, delete. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "server/api.h"
+#include "server/query.h"
+
+void kn_api_get(kn_call *call)
+{
+    kn_live *live = kn_call_find(call);
+    if (live) kn_call_video(call, live);
+}
+
+/* ---- list ---- */
+
+/* One page. Unfinished jobs are newer in memory than in the store. */
+typedef struct page {
+    kn_server *server;
+    size_t count;
+    kn_job jobs[KN_LIST_LIMIT_MAX];
+    kn_video_summary summaries[KN_LIST_LIMIT_MAX];
+    kn_video_item items[KN_LIST_LIMIT_MAX];
+} page;
+
+static kn_status add_row(void *context, const kn_job *row)
+{
+    kn_status st = KN_OK;
+    page *p = context;
+    kn_job *job = &p->jobs[p->count];
+    kn_video_item *item = &p->items[p->count];
+    *item = (kn_video_item){.job = job, .summary = &p->summaries[p->count], .facts = kn_video_facts_none()};
+    KN_TRY(kn_job_copy(job, row));
+    p->count++;
+    KN_TRY(kn_video_summary_read(&p->summaries[p->count - 1], job));
+    const kn_live *live = kn_job_state_final(row->state) ? NULL : kn_live_find(p->server->live, row->id);
+    if (!live) return KN_OK;
+    item->job = &live->job;
+    item->facts = kn_dispatch_facts(p->server, live);
+fail:
+    return st;
+}
+
+static void list_error(kn_api_error *error, kn_status st, const kn_list_query *query)
+{
+    if (st == KN_NOT_FOUND)
+        kn_api_invalid_value(error, "after", "There is no video \"%s\" to list from.", query->after);
+    else
+        kn_api_from_status(error, st);
+}
+
+void kn_api_list(kn_call *call)
+{
+    kn_status st = KN_OK;
+    kn_api_error error;
+    kn_list_query query;
+    bool more = false;
+    const char *text = kn_http_query(call->exchange);
+    page *p = kn_alloc(sizeof *p);
+    if (!p)
+        st = kn_api_from_status(&error, KN_NOMEM);
+    else
+        st = kn_list_query_parse(&query, text, strlen(text), &error);
+    if (st == KN_OK) {
+        const kn_store_list list = {.tenant = call->principal.tenant,
+                                    .after = query.after[0] ? query.after : NULL,
+                                    .limit = query.limit > 0 ? query.limit : 1,
+                                    .ascending = query.ascending};
+        p->server = call->server;
+        st = kn_store_job_list(call->server->store, &list, add_row, p, &more);
+        if (st != KN_OK) list_error(&error, st, &query);
+    }
+    if (st == KN_OK) {
+        kn_text out = kn_text_growing((size_t)KN_VIDEO_OBJECT_BYTES_MAX * KN_LIST_LIMIT_MAX);
+        kn_video_list_write(&out, p->items, query.limit > 0 ? p->count : 0, query.limit > 0 ? more : p->count > 0);
+        kn_call_json(call, &out, NULL, 0);
+    } else {
+        kn_call_error(call, &error);
+    }
+    for (size_t i = 0; p && i < p->count; i++) {
+        kn_job_release(&p->jobs[i]);
+        kn_video_summary_release(&p->summaries[i]);
+    }
+    kn_free(p);
+}
+
+/* ---- cancel ---- */
+
+static void send_object(kn_call *call)
+{
+    kn_call_video(call, call->live);
+}
+
+void kn_api_cancel(kn_call *call)
+{
+    kn_api_error error;
+    kn_live *live = kn_call_find(call);
+    if (!live) return;
+    if (live->job.state == KN_JOB_CANCELLED) { /* asked twice: the same answer */
+        kn_call_video(call, live);
+    } else if (kn_job_state_final(live->job.state)) {
+        kn_api_conflict(&error, "video_ended", 0, "This video is %s already and cannot be cancelled.",
+                        kn_job_state_name(live->job.state));
+        kn_call_error(call, &error);
+    } else {
+        kn_end_job(call->server, live, KN_JOB_CANCELLED, "cancelled", "The video was cancelled.");
+        kn_call_wait(call, live, send_object);
+    }
+}
+
+/* ---- delete ---- */
+
+static void on_removed(void *context, kn_store_result *result)
+{
+    kn_call *call = context;
+    kn_server *s = call->server;
+    kn_api_error error;
+    const bool gone = result->status == KN_OK;
+    if (gone) {
+        kn_end_remove_files(s, result);
+        call->live->job.state = KN_JOB_DELETED; /* forgotten when the last call that has it is over */
+        if (call->exchange) {
+            kn_text text = kn_text_growing(1024);
+            kn_video_deleted_write(&text, call->live->job.id);
+            kn_call_json(call, &text, NULL, 0);
+        }
+    } else if (call->exchange) {
+        kn_log(KN_LOG_ERROR, "delete: %s", result->message);
+        kn_api_overloaded(&error, 5, "Storage did not take the deletion; nothing was deleted.");
+        kn_call_error(call, &error);
+    }
+    kn_call_release(call);
+}
+
+static void remove_ended(kn_call *call)
+{
+    kn_api_error error;
+    const kn_store_op op = {.kind = KN_STORE_REMOVE,
+                            .id = call->live->job.id,
+                            .tenant = call->principal.tenant,
+                            .actor = call->principal.key_id[0] ? call->principal.key_id : NULL};
+    kn_call_hold(call);
+    if (kn_store_submit_op(call->server->store, &op, on_removed, call) == KN_OK) return;
+    kn_api_overloaded(&error, 1, "Storage is busy; nothing was deleted.");
+    kn_call_error(call, &error);
+    kn_call_release(call);
+}
+
+/* One that runs is cancelled first. */
+void kn_api_delete(kn_call *call)
+{
+    kn_live *live = kn_call_find(call);
+    if (!live) return;
+    if (kn_job_state_final(live->job.state)) {
+        kn_call_pin(call, live);
+        remove_ended(call);
+        return;
+    }
+    kn_end_job(call->server, live, KN_JOB_CANCELLED, "cancelled", "The video was deleted.");
+    kn_call_wait(call, live, remove_ended);
+}

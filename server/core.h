@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The server's parts and how they hang together. Everything here belongs to the loop thread.
+ *
+ *   api_*.c      HTTP exchanges in, replies out        intake.c    from a checked request to an acknowledged job
+ *   dispatch.c   scheduler, store and workers          ending.c    how a job ends: publishing, failing, cancelling
+ *   seats.c      one assignment on one device          webhooks.c  due deliveries to the notifier
+ *   server.c     life: start, reload, drain, stop      admin.c     what `kinora jobs|key|drain|status` ask for */
+#ifndef KN_SERVER_CORE_H
+#define KN_SERVER_CORE_H
+
+#include <event2/event.h>
+
+#include "scheduler/scheduler.h"
+#include "server/catalog.h"
+#include "server/fleet.h"
+#include "server/http.h"
+#include "server/live.h"
+#include "server/meters.h"
+#include "server/moderation.h"
+#include "server/names.h"
+#include "server/notify.h"
+#include "server/policy.h"
+#include "server/settings.h"
+#include "server/store.h"
+#include "server/tls.h"
+#include "server/watch.h"
+
+enum { KN_SERVER_TENANTS_MAX = 4096 };
+
+/* A device as the dispatcher sees it: carrying out at most one assignment. */
+typedef struct kn_seat {
+    bool up;
+    kn_device_info info;
+    uint32_t loaded;          /* bit per model of the catalog */
+    uint32_t refused;         /* bit per model: could not be loaded; tried again after a rescan */
+    bool busy;                /* `assignment` is under way */
+    bool running;             /* its slice has been sent to the worker */
+    int32_t waiting;          /* answers that must come before: leases, starts, a model */
+    uint64_t number;          /* of the assignment; what comes back under another number is too late */
+    kn_assignment assignment; /* jobs that dropped out are 0 */
+    double busy_seconds;
+} kn_seat;
+
+typedef struct kn_server {
+    struct event_base *base;
+    kn_server_config *config;
+    const char *config_path; /* NULL: flags only */
+    char *data;              /* absolute */
+    uint32_t start;          /* random; tells this start from others in event ids */
+    int64_t started_us;
+
+    kn_store *store;
+    int store_wakeup; /* eventfd */
+    struct event *store_event;
+    kn_catalog *catalog;
+    kn_live_table *live;
+    kn_names *tenants; /* the scheduler's numbers */
+    kn_scheduler *scheduler;
+    kn_fleet *fleet;
+    kn_seat seats[KN_FLEET_DEVICES_MAX];
+    int32_t seat_count;
+    uint64_t assignments;
+    struct event *pump_event;
+    bool pumping;
+
+    kn_pepper pepper;
+    kn_keys *keys;
+    kn_policy *policy;
+    kn_meters *meters;
+    kn_moderation *moderation;
+    kn_notifier *notifier; /* NULL: webhooks are off */
+    struct event *webhook_event;
+    void *deliveries; /* under way; webhooks.c */
+    kn_tls *tls;
+    kn_http_server *http;
+    kn_http_server *admin; /* on loopback, for who can read the data directory */
+    char admin_token[65], admin_address[64]; /* "http://127.0.0.1:PORT" */
+    kn_http_server *metrics; /* --metrics-listen; NULL: none of its own */
+    struct kn_call *stream_calls; /* server-sent events (api.h) */
+    int32_t streams;
+
+    struct kn_housekeeping *housekeeping;
+    struct event *signal_events[4];
+    int64_t claims_after_ns; /* the store refused a lease: none is asked for before this */
+    bool draining;
+    bool stopping; /* drained: the loop is about to end */
+    int64_t drain_until_ns;
+    struct event *drain_event;
+    kn_status failure; /* what ended the loop, unless KN_OK */
+} kn_server;
+
+int64_t kn_now_us(void); /* wall clock */
+
+/* ---- dispatch.c ---- */
+
+/* Puts an unfinished job to the scheduler. */
+kn_status kn_dispatch_admit(kn_server *server, kn_live *live);
+/* Asks the scheduler what is to be done, soon; any number of calls make one. */
+void kn_dispatch_soon(kn_server *server);
+void kn_dispatch_pump(kn_server *server);
+kn_fleet_events kn_dispatch_events(kn_server *server);
+/* Loads every model's terms into the scheduler. */
+kn_status kn_dispatch_models(kn_server *server);
+/* How a job would fare, before there is one. */
+kn_status kn_dispatch_admission(kn_server *server, const kn_catalog_model *model, const kn_catalog_size *size,
+                                const kn_request *request, kn_priority priority, const char *tenant,
+                                int64_t deadline_us, kn_admission *out);
+/* Progress, ETA and place in the queue, as of now. */
+kn_video_facts kn_dispatch_facts(kn_server *server, const kn_live *live);
+/* A watcher wants pictures: asks the worker for one where that is possible and not too often. */
+void kn_dispatch_preview(kn_server *server, kn_live *live);
+/* Jobs on devices are saved and released, for a stop. Returns how many are left. */
+int32_t kn_dispatch_save_all(kn_server *server);
+
+/* ---- seats.c ---- */
+
+void kn_seat_begin(kn_server *server, const kn_assignment *assignment);
+void kn_seat_started(kn_server *server, int32_t device, const kn_outcome *outcome);
+void kn_seat_loaded(kn_server *server, int32_t device, const kn_model_loaded *loaded);
+/* The job is not part of the assignment any more; may let the slice begin or end it. */
+void kn_seat_drop(kn_server *server, int32_t device, kn_live *live);
+
+/* ---- ending.c ---- */
+
+/* Ends a job for good as soon as its device allows: `state` is KN_JOB_CANCELLED or KN_JOB_FAILED. Does nothing when it
+ * is ending already. */
+void kn_end_job(kn_server *server, kn_live *live, kn_job_state state, const char *code, const char *format, ...)
+    KN_PRINTF(5, 6);
+/* Goes on with ending a job whose phase has changed. */
+void kn_end_advance(kn_server *server, kn_live *live);
+/* Asks the store again about jobs whose end could not be written. */
+void kn_end_retry(kn_server *server);
+/* The last slice is done and the file is there. */
+void kn_end_publish(kn_server *server, kn_live *live, const kn_output *output);
+/* Removes files no row names any more. */
+void kn_end_remove_files(kn_server *server, const kn_store_result *result);
+
+/* ---- tell.c: events to watchers ---- */
+
+/* "video.queued", "video.in_progress", "video.completed", "video.failed": the whole video object. */
+void kn_tell_state(kn_server *server, kn_live *live);
+void kn_tell_progress(kn_server *server, kn_live *live);
+void kn_tell_preview(kn_server *server, kn_live *live);
+/* Adds a watcher and brings it up to date: behind the event it has `seen` where that is still known, else with the
+ * present state. *out is NULL when it is gone already: its function refused, or the job has ended and it was told. */
+kn_status kn_tell_watch(kn_server *server, kn_live *live, kn_watcher **out, kn_watch_fn *fn, void *context,
+                        const char *seen);
+
+/* ---- webhooks.c ---- */
+
+kn_status kn_webhooks_start(kn_server *server);
+void kn_webhooks_soon(kn_server *server);
+void kn_webhooks_stop(kn_server *server);
+int32_t kn_webhooks_pending(const kn_server *server); /* handed to the notifier */
+
+/* ---- api.c ---- */
+
+kn_http_callbacks kn_api_callbacks(void);   /* context: the kn_server */
+/* Event streams and waiting requests end, so that the connections can; their clients come back elsewhere. */
+void kn_api_end_streams(kn_server *server);
+
+/* ---- admin.c ---- */
+
+kn_status kn_admin_start(kn_server *server);
+void kn_admin_stop(kn_server *server);
+
+/* ---- housekeeping.c ---- */
+
+kn_status kn_housekeeping_start(kn_server *server);
+void kn_housekeeping_stop(kn_server *server);
+size_t kn_api_routes(const char **names, size_t max); /* for the metrics; returns how many were written */
+
+/* ---- server.c ---- */
+
+void kn_server_drain(kn_server *server);
+kn_status kn_server_reload(kn_server *server);
+/* A job the store has queued again after its end. */
+void kn_server_revive(kn_server *server, kn_live *live);
+/* Brings gauges up to date. */
+void kn_server_measure(kn_server *server);
+void kn_server_queue_stats(kn_server *server, kn_queue_stats *out);
+bool kn_server_ready(const kn_server *server, char *why, size_t bytes);
+
+#endif

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What is done every second: results expire, ended things are forgotten, ends the store could not take are offered
+ * again, event streams are kept alive, gauges brought up to date, and files no row names are swept away a few at a
+ * time. */
+#define _POSIX_C_SOURCE 200809L
+
+#include <dirent.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "server/api.h"
+#include "server/notify_ready.h"
+
+enum {
+    EXPIRE_BATCH = 200,
+    HEARTBEAT_SECONDS = 15,
+    PURGE_SECONDS = 60,
+    SWEEP_ENTRIES = 500,  /* looked at in a second */
+    SWEEP_AGE_SECONDS = 5 /* of the server, before the first */
+};
+
+struct kn_housekeeping {
+    struct event *event;
+    int64_t ticks;
+    DIR *folder; /* being swept; NULL: none */
+    int32_t sweeps;
+    bool expiring, purging;
+};
+
+/* ---- expiry ---- */
+
+static void on_expired(void *context, kn_store_result *result)
+{
+    kn_server *s = context;
+    s->housekeeping->expiring = false;
+    if (result->status != KN_OK) return;
+    for (int32_t i = 0; i < result->file_count; i++) {
+        kn_live *live = kn_live_find(s->live, result->files[i].id);
+        if (live && live->job.state == KN_JOB_COMPLETED) live->job.state = KN_JOB_EXPIRED;
+    }
+    kn_end_remove_files(s, result);
+    if (result->count > 0) kn_log(KN_LOG_INFO, "%d results have expired", result->count);
+}
+
+static void on_purged(void *context, kn_store_result *result)
+{
+    kn_server *s = context;
+    s->housekeeping->purging = false;
+    if (result->status == KN_OK) kn_end_remove_files(s, result);
+}
+
+static void tidy_store(kn_server *s)
+{
+    struct kn_housekeeping *h = s->housekeeping;
+    if (!h->expiring) {
+        const kn_store_op op = {.kind = KN_STORE_EXPIRE, .batch = EXPIRE_BATCH};
+        h->expiring = kn_store_submit_op(s->store, &op, on_expired, s) == KN_OK;
+    }
+    if (!h->purging && h->ticks % PURGE_SECONDS == 0) {
+        const kn_store_op op = {.kind = KN_STORE_PURGE, .batch = EXPIRE_BATCH};
+        h->purging = kn_store_submit_op(s->store, &op, on_purged, s) == KN_OK;
+    }
+}
+
+/* ---- files no row names ---- */
+
+/* A row names it, or a worker is writing it. */
+static bool wanted(kn_server *s, const kn_artifact *artifact)
+{
+    kn_job job;
+    const char *id = artifact->lease.job;
+    const kn_live *live = kn_live_find(s->live, id);
+    if (live && live->phase != KN_LIVE_ENDED) return artifact->lease.epoch == live->job.epoch || !artifact->temporary;
+    if (artifact->temporary) return false;
+    const kn_status st = kn_store_job_get(s->store, NULL, id, &job);
+    if (st == KN_NOT_FOUND) return false;
+    if (st != KN_OK) return true; /* in doubt it stays */
+    kn_artifact kept;
+    const bool keep = artifact->kind != KN_ARTIFACT_CHECKPOINT && job.state == KN_JOB_COMPLETED && job.blob &&
+                      kn_artifact_parse(&kept, job.blob) && kept.lease.epoch == artifact->lease.epoch;
+    kn_job_release(&job);
+    return keep;
+}
+
+/* Both folders once after each start; later every file has an owner who removes it. */
+static void sweep(kn_server *s)
+{
+    struct kn_housekeeping *h = s->housekeeping;
+    static const kn_artifact_kind kinds[] = {KN_ARTIFACT_VIDEO, KN_ARTIFACT_CHECKPOINT};
+    kn_artifact artifact;
+    if (h->sweeps >= 2 || h->ticks < SWEEP_AGE_SECONDS) return;
+    if (!h->folder) {
+        char *path = kn_format("%s/%s", s->data, kn_artifact_folder(kinds[h->sweeps]));
+        h->folder = path ? opendir(path) : NULL;
+        kn_free(path);
+        if (!h->folder) {
+            h->sweeps++;
+            return;
+        }
+    }
+    for (int32_t i = 0; i < SWEEP_ENTRIES; i++) {
+        const struct dirent *entry = readdir(h->folder);
+        if (!entry) {
+            closedir(h->folder);
+            h->folder = NULL;
+            h->sweeps++;
+            return;
+        }
+        if (!kn_artifact_parse(&artifact, entry->d_name) || wanted(s, &artifact)) continue;
+        if (unlinkat(dirfd(h->folder), entry->d_name, 0) != 0 && errno != ENOENT)
+            kn_log(KN_LOG_WARNING, "%s: %s", entry->d_name, strerror(errno));
+    }
+}
+
+/* ---- gauges ---- */
+
+static void count_queued(void *context, kn_live *live)
+{
+    kn_queue_stats *out = context;
+    if (live->job.state != KN_JOB_QUEUED) {
+        out->running++;
+        return;
+    }
+    const double age = (double)(kn_now_us() - live->job.created_at) * 1e-6;
+    out->queued++;
+    out->queued_by_priority[live->job.priority]++;
+    out->queued_device_seconds += (double)live->job.cost_us * 1e-6;
+    if (age > out->oldest_queued_seconds) out->oldest_queued_seconds = age;
+}
+
+void kn_server_queue_stats(kn_server *s, kn_queue_stats *out)
+{
+    kn_scheduler_stats stats;
+    *out = (kn_queue_stats){.devices = s->seat_count, .queue_max = s->config->queue_max, .draining = s->draining};
+    kn_scheduler_read_stats(s->scheduler, &stats);
+    kn_live_each_unfinished(s->live, count_queued, out);
+    for (int32_t i = 0; i < s->seat_count; i++) out->devices_ready += s->seats[i].up;
+    const double backlog = kn_clock_seconds(stats.backlog_ns);
+    out->running_device_seconds = backlog > out->queued_device_seconds ? backlog - out->queued_device_seconds : 0.0;
+}
+
+static void zero_queues(kn_server *s)
+{
+    const kn_meters *m = s->meters;
+    for (int32_t i = 0; i < kn_catalog_count(s->catalog); i++) {
+        const char *model = kn_catalog_at(s->catalog, i)->name;
+        kn_metric_set(m->jobs_running, 0.0, KN_LABELS(model));
+        kn_metric_set(m->queued_device_seconds, 0.0, KN_LABELS(model));
+        for (int p = 0; p < KN_PRIORITIES; p++)
+            kn_metric_set(m->jobs_queued, 0.0, KN_LABELS(model, kn_priority_name((kn_priority)p)));
+    }
+}
+
+static void count_job(void *context, kn_live *live)
+{
+    const kn_server *s = context;
+    const char *model = live->job.model;
+    if (live->job.state != KN_JOB_QUEUED) {
+        kn_metric_add(s->meters->jobs_running, 1.0, KN_LABELS(model));
+        return;
+    }
+    kn_metric_add(s->meters->jobs_queued, 1.0, KN_LABELS(model, kn_priority_name(live->job.priority)));
+    kn_metric_add(s->meters->queued_device_seconds, (double)live->job.cost_us * 1e-6, KN_LABELS(model));
+}
+
+void kn_server_measure(kn_server *s)
+{
+    const kn_meters *m = s->meters;
+    zero_queues(s);
+    kn_live_each_unfinished(s->live, count_job, s);
+    for (int32_t i = 0; i < s->seat_count; i++) {
+        const char *name = kn_fleet_device_name(s->fleet, i);
+        kn_device_stats stats;
+        kn_metric_set(m->device_ready, s->seats[i].up, KN_LABELS(name, ""));
+        kn_metric_set(m->device_busy_seconds, s->seats[i].busy_seconds, KN_LABELS(name, ""));
+        kn_metric_set(m->device_memory_total, (double)s->seats[i].info.memory_bytes, KN_LABELS(name, ""));
+        if (kn_scheduler_read_device(s->scheduler, i, &stats) == KN_OK)
+            kn_metric_set(m->device_memory_used, (double)stats.memory_used, KN_LABELS(name, ""));
+    }
+    kn_metric_set(m->webhooks_pending, kn_webhooks_pending(s), KN_NO_LABELS);
+    kn_metric_set(m->http_connections, kn_http_server_stats(s->http).connections, KN_NO_LABELS);
+    kn_metric_set(m->event_streams, s->streams, KN_NO_LABELS);
+    kn_metric_set(m->draining, s->draining, KN_NO_LABELS);
+    kn_metric_set(m->store_bytes, (double)kn_store_read_stats(s->store).wal_bytes, KN_LABELS("wal"));
+    kn_meters_collect(s->meters);
+}
+
+/* ---- the tick ---- */
+
+static void on_tick(evutil_socket_t fd, short what, void *context)
+{
+    kn_server *s = context;
+    struct kn_housekeeping *h = s->housekeeping;
+    (void)fd, (void)what;
+    h->ticks++;
+    tidy_store(s);
+    kn_end_retry(s);
+    sweep(s);
+    kn_dispatch_pump(s);
+    if (h->ticks % HEARTBEAT_SECONDS == 0) kn_api_heartbeat(s);
+    if (kn_store_health(s->store) == KN_FATAL && !s->draining) {
+        kn_log(KN_LOG_ERROR, "the store has failed; stopping, so that a restart can recover it");
+        s->failure = KN_FATAL;
+        kn_server_drain(s);
+    }
+    kn_notify_watchdog();
+}
+
+kn_status kn_housekeeping_start(kn_server *s)
+{
+    const struct timeval second = {.tv_sec = 1};
+    s->housekeeping = kn_alloc(sizeof *s->housekeeping);
+    if (!s->housekeeping) return KN_NOMEM;
+    s->housekeeping->event = event_new(s->base, -1, EV_PERSIST, on_tick, s);
+    if (!s->housekeeping->event || event_add(s->housekeeping->event, &second) != 0)
+        return kn_fail(KN_NOMEM, "no memory for an event");
+    return KN_OK;
+}
+
+void kn_housekeeping_stop(kn_server *s)
+{
+    if (!s->housekeeping) return;
+    if (s->housekeeping->folder) closedir(s->housekeeping->folder);
+    if (s->housekeeping->event) event_free(s->housekeeping->event);
+    kn_free(s->housekeeping);
+    s->housekeeping = NULL;
+}

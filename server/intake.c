@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * From a request to an acknowledged job:
+ *
+ *   read the body ─► complete it with the model's defaults ─► may they? ─► does it fit? ─► the operator's prompt hook
+ *   ─► the store: job, idempotency key and quota in one commit ─► 200 ─► the scheduler
+ *
+ * Nothing is acknowledged before the commit, and a client that went away meanwhile has its job all the same. */
+#include <inttypes.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "server/api.h"
+
+static kn_intake *intake_of(kn_call *call)
+{
+    if (!call->intake) call->intake = kn_alloc(sizeof *call->intake);
+    return call->intake;
+}
+
+static void refuse(kn_call *call, const kn_api_error *error, const char *reason)
+{
+    kn_metric_add(call->server->meters->jobs_refused, 1.0, KN_LABELS(reason));
+    kn_call_error(call, error);
+}
+
+/* ---- reading ---- */
+
+static kn_video_operation operation_of(const kn_call *call)
+{
+    const char *pattern = call->route->pattern;
+    return strstr(pattern, "edits")        ? KN_VIDEO_EDIT
+           : strstr(pattern, "extensions") ? KN_VIDEO_EXTEND
+           : strstr(pattern, "characters") ? KN_VIDEO_CHARACTER
+           : strstr(pattern, "remix")      ? KN_VIDEO_REMIX
+                                           : KN_VIDEO_CREATE;
+}
+
+static kn_status read_body(kn_call *call, kn_intake *in, kn_api_error *error)
+{
+    kn_status st = KN_OK;
+    size_t bytes;
+    const char *body = kn_http_body(call->exchange, &bytes);
+    KN_TRY(kn_video_request_parse(&in->params, operation_of(call), body, bytes,
+                                  kn_http_header(call->exchange, "content-type"), error));
+    KN_TRY(kn_idempotency_key_parse(in->key, kn_http_header(call->exchange, "idempotency-key"), error));
+    st = kn_video_params_fingerprint(in->fingerprint, &in->params);
+    if (st != KN_OK) kn_api_from_status(error, st);
+fail:
+    return st;
+}
+
+static kn_status choose_model(kn_call *call, kn_intake *in, kn_api_error *error)
+{
+    kn_catalog_model *model = kn_catalog_find(call->server->catalog, in->params.model);
+    if (!model && !in->params.model[0])
+        return kn_api_overloaded(error, 30, "No model is available on this server at the moment.");
+    if (!model)
+        return kn_api_invalid_value(error, "model", "There is no model \"%s\"; GET /v1/models lists those there are.",
+                                    in->params.model);
+    if (!model->available)
+        return kn_api_overloaded(error, 30, "The model \"%s\" is not available at the moment.", model->name);
+    in->model = model;
+    return KN_OK;
+}
+
+static kn_priority priority_of(const kn_call *call, const kn_video_params *params)
+{
+    if (params->has_priority) return params->priority;
+    if (call->principal.priorities >> KN_PRIORITY_DEFAULT & 1) return KN_PRIORITY_DEFAULT;
+    return call->principal.priorities >> KN_PRIORITY_FLEX & 1 ? KN_PRIORITY_FLEX : KN_PRIORITY_URGENT;
+}
+
+/* The engine's request, checked and complete, and the job around it. */
+static kn_status complete(kn_call *call, kn_intake *in, kn_request *request, kn_api_error *error)
+{
+    kn_status st = KN_OK;
+    kn_job *job = &in->job;
+    kn_request_notes notes = {0};
+    uint64_t random = 0;
+    const kn_video_model model = {.name = in->params.model[0] ? in->params.model : in->model->name,
+                                  .repository = in->model->repository};
+    if (getrandom(&random, sizeof(uint32_t), 0) != sizeof(uint32_t)) return kn_api_internal(error);
+    KN_TRY(kn_video_params_to_request(request, &in->params, &model, random, &notes, error));
+    KN_TRY(kn_video_params_deadline(&job->deadline_at, &in->params, kn_now_us(), error));
+    job->priority = priority_of(call, &in->params);
+    KN_TRY(kn_policy_check_job(&call->principal, in->model->name, job->priority,
+                               call->server->config->region ? call->server->config->region : "", error));
+    st = kn_job_new_id(job->id);
+    if (st == KN_OK) st = kn_request_to_json(&job->request, request);
+    if (st == KN_OK) st = kn_video_params_extra(&job->extra, &in->params, &notes);
+    if (st == KN_OK) st = kn_catalog_measure(&in->size, in->model, request);
+    if (st != KN_OK) {
+        kn_api_from_status(error, st);
+        goto fail;
+    }
+    memcpy(job->tenant, call->principal.tenant, sizeof job->tenant);
+    memcpy(job->key_id, call->principal.key_id, sizeof call->principal.key_id);
+    memcpy(job->model, in->model->name, sizeof job->model);
+    memcpy(job->asked_model, in->params.model[0] ? in->params.model : in->model->name, sizeof job->asked_model);
+    job->prompt = in->params.prompt;
+    in->params.prompt = NULL;
+fail:
+    return st;
+}
+
+/* ---- does it fit? ---- */
+
+static kn_status judge(kn_call *call, kn_intake *in, const kn_request *request, kn_api_error *error)
+{
+    kn_server *s = call->server;
+    kn_admission a;
+    kn_status st = kn_dispatch_admission(s, in->model, &in->size, request, in->job.priority, in->job.tenant,
+                                         in->job.deadline_at, &a);
+    if (st != KN_OK) return kn_api_overloaded(error, 10, "The scheduler cannot take this job: %s.", kn_fail_message());
+    in->job.cost_us = (uint64_t)(a.device_ns / 1000);
+    const int32_t retry = kn_limits_retry_after_s(a.retry_after_ns);
+    switch (a.verdict) {
+    case KN_VERDICT_FITS: break;
+    case KN_VERDICT_TOO_LARGE: return kn_api_unsupported(error, "size", "request_too_large", "%s", a.reason);
+    case KN_VERDICT_QUEUE_FULL: return kn_api_overloaded(error, retry, "%s", a.reason);
+    case KN_VERDICT_DRAINING: return kn_api_overloaded(error, 10, "This server is being shut down.");
+    case KN_VERDICT_DEADLINE: return kn_api_rate_limited(error, "deadline_unattainable", retry, "%s", a.reason);
+    case KN_VERDICT_NO_DEVICE: /* the queue is durable: it waits, unless a promise was asked for */
+        if (in->job.deadline_at)
+            return kn_api_overloaded(error, 10, "No device is ready, so no deadline can be promised.");
+        break;
+    }
+    if (s->draining) return kn_api_overloaded(error, 10, "This server is being shut down.");
+    if (kn_live_count(s->live).unfinished >= s->config->queue_max)
+        return kn_api_overloaded(error, retry, "%" PRId64 " videos are queued or running already, as many as this "
+                                               "server takes.",
+                                 s->config->queue_max);
+    return KN_OK;
+}
+
+/* ---- the commit ---- */
+
+static void answer(kn_call *call, kn_live *live);
+
+/* A job the store has: put it to work. */
+static kn_live *take_on(kn_server *s, kn_job *job, const kn_intake *in)
+{
+    kn_live *live;
+    kn_status st = kn_live_add(s->live, job, &live);
+    if (st == KN_OK) {
+        live->model = in->model;
+        live->size = in->size;
+        st = kn_dispatch_admit(s, live);
+        if (st != KN_OK) kn_end_job(s, live, KN_JOB_FAILED, "internal", "The scheduler did not take this video.");
+    }
+    if (st != KN_OK)
+        kn_log_event(KN_LOG_ERROR, KN_LOG_WITH(kn_log_job(job->id)), "a job was not taken on: %s", kn_fail_message());
+    return st == KN_OK ? live : NULL;
+}
+
+static void on_submitted(void *context, kn_store_result *result)
+{
+    kn_call *call = context;
+    kn_server *s = call->server;
+    kn_api_error error;
+    kn_live *live = NULL;
+    if (result->status != KN_OK) {
+        if (result->status == KN_UNAVAILABLE)
+            kn_api_overloaded(&error, 30, "Storage is full: new videos are refused until there is space.");
+        else
+            kn_api_overloaded(&error, 5, "Storage did not take the video; nothing was kept.");
+        kn_log(KN_LOG_ERROR, "submit: %s", result->message);
+        refuse(call, &error, "storage");
+    } else if (result->outcome == KN_STORE_DONE) {
+        kn_log_event(KN_LOG_INFO,
+                     KN_LOG_WITH(kn_log_job(result->job.id), kn_log_text("model", result->job.model),
+                                 kn_log_integer("prompt_bytes", (int64_t)strlen(result->job.prompt))),
+                     "job accepted");
+        kn_metric_add(s->meters->jobs_submitted, 1.0,
+                      KN_LABELS(result->job.model, kn_priority_name(result->job.priority)));
+        live = take_on(s, &result->job, call->intake);
+    } else if (result->outcome == KN_STORE_REPLAYED) {
+        live = kn_live_find(s->live, result->job.id);
+        if (!live) live = kn_api_recall(s, call->principal.tenant, result->job.id);
+    } else if (result->outcome == KN_STORE_OVER_QUOTA) {
+        kn_policy_over_quota(&error, &result->quota, kn_now_us());
+        refuse(call, &error, "quota");
+    } else {
+        kn_api_key_reused(&error);
+        kn_call_error(call, &error);
+    }
+    if (live) {
+        answer(call, live);
+    } else if (call->exchange) { /* accepted, but not to be found: deleted meanwhile, or no memory */
+        kn_api_internal(&error);
+        kn_call_error(call, &error);
+    }
+    kn_call_release(call);
+}
+
+static void submit(kn_call *call)
+{
+    kn_intake *in = call->intake;
+    kn_api_error error;
+    kn_store_op op = {.kind = KN_STORE_SUBMIT};
+    op.submit.job = &in->job;
+    op.submit.idempotency_key = in->key[0] ? in->key : NULL;
+    memcpy(op.submit.fingerprint, in->fingerprint, sizeof in->fingerprint);
+    op.submit.limits = call->principal.limits;
+    kn_call_hold(call);
+    if (kn_store_submit_op(call->server->store, &op, on_submitted, call) == KN_OK) return;
+    kn_api_overloaded(&error, 1, "Too many videos are being submitted at this moment.");
+    refuse(call, &error, "queue_full");
+    kn_call_release(call);
+}
+
+/* ---- the operator's hook ---- */
+
+static void on_verdict(void *context, const kn_moderation_verdict *verdict)
+{
+    kn_call *call = context;
+    kn_server *s = call->server;
+    kn_api_error error;
+    kn_metric_observe(s->meters->moderation_seconds, (double)verdict->elapsed_ns * 1e-9,
+                      KN_LABELS("prompt", verdict->failed ? "failed" : verdict->allowed ? "allow" : "block"));
+    if (verdict->allowed) {
+        submit(call);
+    } else {
+        kn_policy_moderated(&error);
+        refuse(call, &error, "moderation");
+    }
+    kn_call_release(call);
+}
+
+static void moderate(kn_call *call)
+{
+    kn_server *s = call->server;
+    kn_api_error error;
+    uint64_t ticket;
+    const kn_job *job = &call->intake->job;
+    const kn_moderation_subject subject = {.stage = KN_MODERATION_PROMPT,
+                                           .job_id = job->id,
+                                           .tenant = job->tenant,
+                                           .model = job->model,
+                                           .prompt = job->prompt};
+    if (!kn_moderation_active(s->moderation, KN_MODERATION_PROMPT)) {
+        submit(call);
+        return;
+    }
+    kn_call_hold(call);
+    if (kn_moderation_ask(s->moderation, &subject, on_verdict, call, &ticket) == KN_OK) return;
+    kn_api_overloaded(&error, 2, "Too many prompts wait to be checked.");
+    refuse(call, &error, "queue_full");
+    kn_call_release(call);
+}
+
+/* ---- handlers ---- */
+
+void kn_api_create(kn_call *call)
+{
+    kn_api_error error;
+    kn_request request = kn_request_empty();
+    kn_intake *in = intake_of(call);
+    kn_status st = in ? KN_OK : kn_api_from_status(&error, KN_NOMEM);
+    if (st == KN_OK) st = read_body(call, in, &error);
+    if (st == KN_OK) st = choose_model(call, in, &error);
+    if (st == KN_OK) st = complete(call, in, &request, &error);
+    if (st == KN_OK) st = judge(call, in, &request, &error);
+    kn_request_release(&request);
+    if (st == KN_OK)
+        moderate(call);
+    else
+        refuse(call, &error, error.status == 503 ? "queue_full" : error.status == 429 ? "deadline" : "invalid");
+}
+
+void kn_api_sync(kn_call *call)
+{
+    call->sync = true;
+    kn_api_create(call);
+}
+
+/* Their bodies are read, so that a client hears of its own mistakes first. */
+void kn_api_not_offered(kn_call *call)
+{
+    kn_api_error error;
+    kn_intake *in = intake_of(call);
+    kn_status st = in ? KN_OK : kn_api_from_status(&error, KN_NOMEM);
+    if (call->route->method == KN_HTTP_GET)
+        st = kn_api_not_found(&error, "character", call->parameter);
+    else if (st == KN_OK)
+        st = read_body(call, in, &error);
+    if (st == KN_OK)
+        kn_api_unsupported(&error, NULL, "unsupported_operation", "No model on this server does this.");
+    kn_call_error(call, &error);
+}
+
+/* ---- the answer ---- */
+
+static void send_result(kn_call *call)
+{
+    kn_api_send_video(call, call->live);
+}
+
+static void answer(kn_call *call, kn_live *live)
+{
+    if (!call->exchange) {
+        if (call->sync && live->phase != KN_LIVE_ENDED)
+            kn_end_job(call->server, live, KN_JOB_CANCELLED, "cancelled",
+                       "The client that waited for this video went away.");
+    } else if (call->sync) {
+        kn_call_wait(call, live, send_result);
+    } else {
+        kn_call_video(call, live);
+    }
+}

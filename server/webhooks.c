@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Due deliveries, from the store to the notifier and their results back. The store remembers what is due and the
+ * notifier what is under way; here is only which of the due ones are under way already. */
+#define _POSIX_C_SOURCE 200809L
+
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "server/core.h"
+
+enum {
+    OUT_MAX = 256,       /* under way at a time */
+    BATCH = 64,          /* looked up at a time */
+    IDLE_SECONDS = 60,   /* when nothing is due */
+    BUSY_SECONDS = 1,    /* when the notifier is full */
+};
+
+/* Ids under way, unsorted; few enough to walk. */
+typedef struct underway {
+    int64_t ids[OUT_MAX];
+    int64_t first_at[OUT_MAX]; /* of the event */
+    int32_t count;
+} underway;
+
+static underway *underway_of(kn_server *s)
+{
+    return s->deliveries;
+}
+
+static int32_t find(const underway *u, int64_t id)
+{
+    for (int32_t i = 0; i < u->count; i++)
+        if (u->ids[i] == id) return i;
+    return -1;
+}
+
+static int64_t take(underway *u, int64_t id)
+{
+    const int32_t i = find(u, id);
+    if (i < 0) return 0;
+    const int64_t at = u->first_at[i];
+    u->count--;
+    u->ids[i] = u->ids[u->count];
+    u->first_at[i] = u->first_at[u->count];
+    return at;
+}
+
+static void wake_in(kn_server *s, int64_t us)
+{
+    const int64_t wait = us < 0 ? 0 : us > IDLE_SECONDS * INT64_C(1000000) ? IDLE_SECONDS * INT64_C(1000000) : us;
+    event_add(s->webhook_event, &(struct timeval){.tv_sec = wait / 1000000, .tv_usec = wait % 1000000});
+}
+
+/* ---- results ---- */
+
+static void record(kn_server *s, int64_t id, kn_delivery_outcome outcome, int64_t next_at, int32_t status,
+                   const char *error)
+{
+    kn_store_op op = {.kind = KN_STORE_DELIVERY};
+    op.delivery.id = id;
+    op.delivery.outcome = outcome;
+    op.delivery.next_at = next_at;
+    op.delivery.http_status = status;
+    op.delivery.error = error && error[0] ? error : NULL;
+    if (kn_store_submit_op(s->store, &op, NULL, NULL) != KN_OK)
+        kn_log(KN_LOG_WARNING, "a delivery's result was not kept, it will be repeated: %s", kn_fail_message());
+}
+
+static void on_completed(void *context, const kn_delivery_result *result)
+{
+    kn_server *s = context;
+    uint64_t random = 0;
+    const int64_t now = kn_now_us(), since = take(underway_of(s), result->id);
+    if (getrandom(&random, sizeof random, 0) != sizeof random) random = (uint64_t)now;
+    const kn_webhook_retry retry = {.attempt = result->attempt,
+                                    .age_us = now > since ? now - since : 0,
+                                    .retry_after_s = result->retry_after_s,
+                                    .random = random};
+    const int64_t delay = kn_webhook_outcome_retries(result->outcome) ? kn_webhook_retry_delay_us(&retry) : -1;
+    const bool done = result->outcome == KN_WEBHOOK_DELIVERED;
+    record(s, result->id, done ? KN_DELIVERY_DONE : delay >= 0 ? KN_DELIVERY_RETRY : KN_DELIVERY_DEAD,
+           delay >= 0 ? now + delay : 0, result->http_status, result->error);
+    kn_metric_add(s->meters->webhook_deliveries, 1.0,
+                  KN_LABELS(done                                       ? "delivered"
+                            : delay >= 0                               ? "retried"
+                            : result->outcome == KN_WEBHOOK_REFUSED ? "refused"
+                                                                       : "dropped"));
+    kn_webhooks_soon(s);
+}
+
+/* ---- what is due ---- */
+
+typedef struct due {
+    kn_server *server;
+    kn_delivery_row rows[BATCH];
+    int32_t count;
+} due;
+
+static kn_status collect(void *context, const kn_delivery_row *row)
+{
+    due *d = context;
+    if (find(underway_of(d->server), row->id) < 0 && d->count < BATCH) d->rows[d->count++] = *row;
+    return KN_OK;
+}
+
+/* False: the notifier takes no more now. */
+static bool send_one(kn_server *s, const kn_delivery_row *row)
+{
+    char body[512];
+    kn_text text = kn_text_fixed(body, sizeof body);
+    underway *u = underway_of(s);
+    const char *secrets[KN_WEBHOOK_SECRETS_MAX];
+    char all[KN_ENDPOINT_SECRET_BYTES], *rest = all;
+    size_t count = 0;
+    memcpy(all, row->secret, sizeof all);
+    for (char *secret; count < KN_WEBHOOK_SECRETS_MAX && (secret = strtok_r(rest, " ", &rest));)
+        secrets[count++] = secret;
+    kn_video_event_write(&text, row->event_id, row->event_at, kn_webhook_event_name(row->event), row->job_id);
+    const kn_delivery delivery = {.id = row->id,
+                                  .attempt = row->attempts + 1,
+                                  .url = row->url,
+                                  .secrets = secrets,
+                                  .secret_count = count,
+                                  .event_id = row->event_id,
+                                  .body = text.bytes,
+                                  .body_bytes = text.count};
+    const kn_status st = kn_notifier_send(s->notifier, &delivery);
+    if (st == KN_OK) {
+        u->ids[u->count] = row->id;
+        u->first_at[u->count++] = row->event_at;
+    } else if (st == KN_INVALID) {
+        record(s, row->id, KN_DELIVERY_DEAD, 0, 0, kn_fail_message());
+        kn_metric_add(s->meters->webhook_deliveries, 1.0, KN_LABELS("refused"));
+    }
+    memset(all, 0, sizeof all);
+    return st == KN_OK || st == KN_INVALID;
+}
+
+static void on_time(evutil_socket_t fd, short what, void *context)
+{
+    kn_server *s = context;
+    due *d = kn_alloc(sizeof *d);
+    int64_t next = 0;
+    bool room = underway_of(s)->count + BATCH <= OUT_MAX;
+    (void)fd, (void)what;
+    if (!d) {
+        wake_in(s, BUSY_SECONDS * INT64_C(1000000));
+        return;
+    }
+    d->server = s;
+    /* Those under way are reported too, so more are asked for than are taken. */
+    if (room && kn_store_deliveries_due(s->store, kn_now_us(), BATCH + OUT_MAX, collect, d) != KN_OK)
+        kn_log(KN_LOG_ERROR, "due webhooks: %s", kn_fail_message());
+    for (int32_t i = 0; i < d->count && room; i++) room = send_one(s, &d->rows[i]);
+    if (d->count == BATCH && room)
+        wake_in(s, 0);
+    else if (!room)
+        wake_in(s, BUSY_SECONDS * INT64_C(1000000));
+    else if (underway_of(s)->count == 0 && kn_store_next_delivery(s->store, &next) == KN_OK && next != 0)
+        wake_in(s, next - kn_now_us() > 0 ? next - kn_now_us() : BUSY_SECONDS * INT64_C(1000000));
+    else
+        wake_in(s, IDLE_SECONDS * INT64_C(1000000));
+    kn_free(d);
+}
+
+void kn_webhooks_soon(kn_server *s)
+{
+    if (s->notifier && !s->stopping) wake_in(s, 0);
+}
+
+/* ---- life ---- */
+
+kn_status kn_webhooks_start(kn_server *s)
+{
+    kn_status st = KN_OK;
+    const kn_server_config *c = s->config;
+    if (!c->webhooks) return KN_OK;
+    const kn_notifier_params params = {.base = s->base,
+                                       .policy = {.development = c->webhook_development,
+                                                  .allow = (const char *const *)c->webhook_allow.items,
+                                                  .allow_count = c->webhook_allow.count},
+                                       .ca_file = c->webhook_ca,
+                                       .completed = on_completed,
+                                       .context = s};
+    s->deliveries = kn_alloc(sizeof(underway));
+    s->webhook_event = evtimer_new(s->base, on_time, s);
+    if (!s->deliveries || !s->webhook_event) return kn_fail(KN_NOMEM, "no memory for webhooks");
+    KN_TRY(kn_notifier_create(&s->notifier, &params));
+    kn_webhooks_soon(s);
+fail:
+    return st;
+}
+
+void kn_webhooks_stop(kn_server *s)
+{
+    kn_notifier_destroy(&s->notifier);
+    if (s->webhook_event) event_free(s->webhook_event);
+    s->webhook_event = NULL;
+    kn_free(s->deliveries);
+    s->deliveries = NULL;
+}
+
+int32_t kn_webhooks_pending(const kn_server *s)
+{
+    return s->deliveries ? ((const underway *)s->deliveries)->count : 0;
+}
