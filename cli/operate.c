@@ -3,7 +3,6 @@
  * kinora jobs, key, status, drain: they ask the server that has the data directory or, where none runs, its store. */
 #define _POSIX_C_SOURCE 200809L
 #include <jansson.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -103,7 +102,7 @@ static void print_object(const json_t *answer)
             printf("%-24s%s\n", name, json_string_value(value));
         else if (text && !json_is_null(value))
             printf("%-24s%s\n", name, text);
-        free(text);
+        kn_free(text); /* jansson allocates with kn_alloc here */
     }
 }
 
@@ -176,7 +175,7 @@ static kn_status create_key(const settings *s, json_t **answer, char **text)
     json_decref(body);
     if (!json) return kn_fail(KN_NOMEM, "no memory for a request");
     const kn_status st = ask(s, "POST", "/admin/keys", json, answer, text);
-    free(json);
+    kn_free(json);
     if (st != KN_OK || s->json) return st;
     fprintf(stderr, "key %s of tenant %s; it is shown this once\n", field(*answer, "id"), field(*answer, "tenant"));
     printf("%s\n", field(*answer, "key"));

@@ -405,7 +405,7 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
     snprintf(call->path, sizeof call->path, "%s", kn_http_path(exchange));
     call->route = find_route(table, count, call, &error);
     if (call->route) {
-        kn_http_set_route(exchange, call->route->name);
+        kn_http_set_route(exchange, call->route->pattern);
         cut_parameter(call);
         return call;
     }
@@ -457,8 +457,10 @@ void kn_call_closed(kn_http_exchange *exchange, void *context)
 void kn_call_finished(const kn_http_record *record, void *context)
 {
     kn_server *s = context;
+    char route[128];
+    snprintf(route, sizeof route, "%s %s", kn_http_method_name(record->method), record->route);
     kn_metric_observe(s->meters->http_request_seconds, (double)record->duration_ns * 1e-9,
-                      KN_LABELS(record->route, kn_meters_code(record->status)));
+                      KN_LABELS(route, kn_meters_code(record->status)));
 }
 
 kn_http_callbacks kn_api_callbacks(void)

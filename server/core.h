@@ -40,6 +40,7 @@ typedef struct kn_seat {
     uint64_t number;          /* of the assignment; what comes back under another number is too late */
     kn_assignment assignment; /* jobs that dropped out are 0 */
     double busy_seconds;
+    uint32_t measured[KN_STAGES]; /* bit per model: the cost of such a slice is known from this device, not guessed */
 } kn_seat;
 
 typedef struct kn_server {

@@ -256,7 +256,9 @@ static void on_device_down(void *context, int32_t device, const kn_device_down *
                              kn_log_text("reason", kn_down_reason_name(down->reason)),
                              kn_log_integer("jobs", down->count)),
                  "device down: %s", down->message);
-    *seat = (kn_seat){.info = seat->info, .busy_seconds = seat->busy_seconds};
+    seat->up = seat->busy = seat->running = false;
+    seat->loaded = 0;
+    seat->number = 0;
     kn_metric_add(s->meters->worker_restarts, 1.0, KN_LABELS(kn_fleet_device_name(s->fleet, device), ""));
     if (was_up) {
         const kn_change change = {.kind = KN_CHANGE_DEVICE_DOWN, .device = {.index = device}};
@@ -351,6 +353,7 @@ static void on_slice_done(void *context, int32_t device, const kn_slice_done *do
     }
     seat->busy = seat->running = false;
     seat->busy_seconds += done->seconds;
+    seat->measured[done->kind] |= 1u << seat->assignment.model;
     if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
         kn_log(KN_LOG_ERROR, "slice done on %s: %s", kn_fleet_device_name(s->fleet, device), kn_fail_message());
     kn_dispatch_pump(s); /* the device works on before anything is told to anybody */

@@ -15,7 +15,13 @@
 #include "base/mem.h"
 #include "server/core.h"
 
-enum { CLAIM_PAUSE_MS = 500 };
+enum {
+    CLAIM_PAUSE_MS = 500,
+    /* A worker is killed after ten times a slice's budget. The budget allows for a machine that others use too, and for
+     * how wrong a cost can be that nobody has measured yet. */
+    BUDGET_MEASURED = 3,
+    BUDGET_GUESSED = 30,
+};
 
 /* What a lease was asked for; the job may have moved on when the answer comes. */
 typedef struct claim {
@@ -56,9 +62,11 @@ static void run_when_complete(kn_server *s, int32_t device)
         return;
     }
     seat->running = true;
+    const bool measured = seat->measured[seat->assignment.stage] >> seat->assignment.model & 1;
+    const int64_t budget = seat->assignment.expected_ns * (measured ? BUDGET_MEASURED : BUDGET_GUESSED);
     /* A device that is gone says so itself, and takes its assignment along. */
     const kn_status st = kn_fleet_run(s->fleet, device, seat->number, (kn_slice_kind)seat->assignment.stage, leases,
-                                      count, seat->assignment.expected_ns);
+                                      count, budget);
     if (st != KN_OK && st != KN_UNAVAILABLE) kn_fleet_kill(s->fleet, device, kn_fail_message());
 }
 

@@ -188,7 +188,7 @@ static void declarations_are_checked(void **state)
     static const double falling[] = {2, 1}, infinite[] = {1, INFINITY}, many[KN_METRIC_BUCKETS + 1];
     static const char *const twice[] = {"a", "a"}, *const clash[] = {"other"};
     static const char *values[KN_METRIC_VALUES + 1];
-    static char texts[KN_METRIC_VALUES + 1][8];
+    static char texts[KN_METRIC_VALUES + 1][12];
     static char long_value[KN_METRIC_VALUE_BYTES + 1];
     memset(long_value, 'v', KN_METRIC_VALUE_BYTES);
     const char *const long_values[] = {long_value};

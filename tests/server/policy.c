@@ -123,7 +123,7 @@ static void no_other_credentials_open_anything(void **state)
     assert_int_equal(kn_keys_put(f.keys, &expired.row), KN_OK);
     assert_int_equal(kn_keys_put(f.keys, &revoked.row), KN_OK);
     assert_int_equal(kn_keys_put(f.keys, &good.row), KN_OK);
-    char wrong[128], basic[128], bare[128], twice[256];
+    char wrong[128], basic[128], bare[128], twice[300];
     snprintf(wrong, sizeof wrong, "%s", header_of(&good.text));
     wrong[40] = wrong[40] == 'a' ? 'b' : 'a';
     snprintf(basic, sizeof basic, "Basic %s", kn_secret_reveal(&good.text));
