@@ -5,16 +5,14 @@
  * A pack saves the fixed cost of every job but the first and makes the leader's slice longer. A mate is taken while the
  * fixed cost is worth PACK_GAIN of the pack's whole work, its memory is there without anybody leaving, and no planned
  * deadline is harmed by the longer slice. Where denoising in a pack pays, a waiting job is started early, with a text
- * slice between two steps of the others, and joins them at the next step: that is continuous batching. */
+ * slice between two steps of the others, and joins them at the next step: that is continuous batching. Texts are
+ * encoded in one pack for as many as can then denoise together. */
 #include "scheduler/core.h"
 
 #include <stddef.h>
 #include <string.h>
 
-enum {
-    WAITING_LOOKED_AT = 16,
-    TEXT_AHEAD = 4, /* text slices in a pack of jobs that wait for a device each; the queue is long then anyway */
-};
+enum { WAITING_LOOKED_AT = 16 };
 
 #define PACK_GAIN 0.08
 
@@ -150,21 +148,16 @@ static int32_t list_waiting(const kn_scheduler *s, int32_t device, int32_t out[W
     return count;
 }
 
-/* Jobs that do not reside yet, if denoising together will pay too, or if so many wait that they are next anyway. */
+/* Jobs that do not reside yet, if denoising together will pay too: a job that is started only for its text would be
+ * bound to a device long before its turn, to save a few milliseconds of many seconds. */
 static void add_waiting(const kn_scheduler *s, pack *p, uint64_t room, int64_t now_ns)
 {
     int32_t waiting[WAITING_LOOKED_AT];
     const kn_cost_fit *denoise = fit_of(s, p, KN_STAGE_DENOISE);
-    if (p->count >= s->params.pack || !pays(fit_of(s, p, p->stage), p->work)) return;
-    const bool is_long = !kn_core_plain(s) && s->devices[p->device].plan.root < 0 &&
-                         kn_queue_count(s->age_nodes, &s->age) > 4 * __builtin_popcountll(s->up);
-    if (!is_long && !pays(denoise, p->denoise)) return;
+    if (p->count >= s->params.pack || !pays(fit_of(s, p, p->stage), p->work) || !pays(denoise, p->denoise)) return;
     const int32_t count = list_waiting(s, p->device, waiting);
-    for (int32_t i = 0; i < count; i++) {
-        const kn_core_job *job = &s->jobs[waiting[i]];
-        const bool ahead = is_long && p->stage == KN_STAGE_TEXT && p->count < TEXT_AHEAD;
-        if (ahead || pays(denoise, p->denoise + job->work.denoise)) consider(s, p, waiting[i], room, now_ns);
-    }
+    for (int32_t i = 0; i < count; i++)
+        if (pays(denoise, p->denoise + s->jobs[waiting[i]].work.denoise)) consider(s, p, waiting[i], room, now_ns);
 }
 
 /* Between two denoise steps: a waiting job whose text should be encoded now so that it can join. */

@@ -5,7 +5,7 @@
  *
  * A planned job is done when the work before it in its plan is. For a job in a tenant's queue the work before it is:
  * what is planned and what has started, the higher classes, its own tenant's earlier jobs, and of every other tenant
- * of its class as much as fair sharing serves meanwhile: with P the work up to and including the job, the lesser of the
+ * of its class as much as fair sharing serves meanwhile: with P the work of those earlier jobs, the lesser of the
  * other's backlog and P x its weight / the own weight. All devices share it. */
 #include "scheduler/core.h"
 
@@ -41,10 +41,10 @@ static ahead before_queues(const kn_scheduler *s, int64_t now_ns)
 }
 
 /* What is served before a job of this tenant and class that has `own` before it in its tenant's queue. */
-static ahead before_fair(const kn_scheduler *s, int32_t tenant, int c, ahead own, int64_t left_ns, int64_t now_ns)
+static ahead before_fair(const kn_scheduler *s, int32_t tenant, int c, ahead own, int64_t now_ns)
 {
     ahead sum = before_queues(s, now_ns);
-    const double through = (double)(own.ns + left_ns) / s->tenants[tenant].weight;
+    const double through = (double)own.ns / s->tenants[tenant].weight;
     sum.ns += own.ns;
     sum.count += own.count;
     for (int higher = c + 1; higher < KN_CLASSES; higher++) {
@@ -102,7 +102,7 @@ static void estimate_fair(const kn_scheduler *s, int32_t slot, int32_t devices, 
     const int32_t tenant = kn_core_tenant_of(s, job);
     const int c = kn_core_class(s, job);
     const kn_queue_place place = kn_queue_find(s->nodes, &s->tenants[tenant].waiting[c], s->nodes[slot].key, job->seq);
-    const ahead before = before_fair(s, tenant, c, (ahead){place.work, place.count}, job->left_ns, now_ns);
+    const ahead before = before_fair(s, tenant, c, (ahead){place.work, place.count}, now_ns);
     out->position = (int32_t)(1 + before.count);
     out->start_ns = now_ns + before.ns / devices;
     out->completion_ns = out->start_ns + job->left_ns;
@@ -204,7 +204,7 @@ static void admit_untimed(const kn_scheduler *s, const kn_core_job *job, int32_t
     const int c = kn_core_class(s, job);
     const kn_queue *waiting = &s->tenants[tenant].waiting[c];
     const ahead own = {kn_queue_sum(s->nodes, waiting), kn_queue_count(s->nodes, waiting)};
-    const ahead before = before_fair(s, tenant, c, own, job->left_ns, now_ns);
+    const ahead before = before_fair(s, tenant, c, own, now_ns);
     out->completion_ns = now_ns + before.ns / devices + job->left_ns;
 }
 

@@ -36,7 +36,7 @@ static void write_devices(kn_server *s, kn_json_writer *w)
         kn_fleet_health(s->fleet, i, &health);
         kn_json_write_object(w);
         kn_json_write_key(w, "name");
-        kn_json_write_string(w, kn_fleet_device_name(s->fleet, i));
+        kn_json_write_string(w, s->seats[i].name);
         kn_json_write_key(w, "state");
         kn_json_write_string(w, kn_device_state_name(health.state));
         kn_json_write_key(w, "description");

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/point.h"
 #include "server/api.h"
 #include "server/query.h"
 
@@ -120,6 +121,7 @@ static void on_removed(void *context, kn_store_result *result)
     kn_api_error error;
     const bool gone = result->status == KN_OK;
     if (gone) {
+        kn_point(KN_POINT_remove_committed);
         kn_end_remove_files(s, result);
         call->live->job.state = KN_JOB_DELETED; /* forgotten when the last call that has it is over */
         if (call->exchange) {

@@ -30,6 +30,7 @@ enum { KN_SERVER_TENANTS_MAX = 4096 };
 
 /* A device as the dispatcher sees it: carrying out at most one assignment. */
 typedef struct kn_seat {
+    char name[64]; /* for logs and metrics: "cpu", "cuda:0", "fake", "fake#2" */
     bool up;
     kn_device_info info;
     uint32_t loaded;          /* bit per model of the catalog */

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/point.h"
 #include "server/core.h"
 #include "server/watch.h"
 
@@ -158,7 +159,7 @@ static void device_ready(kn_server *s, int32_t device, int64_t load_ns)
     change.device.loadable &= ~seat->refused;
     seat->up = true;
     if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
-        kn_log(KN_LOG_ERROR, "device %s: %s", kn_fleet_device_name(s->fleet, device), kn_fail_message());
+        kn_log(KN_LOG_ERROR, "device %s: %s", s->seats[device].name, kn_fail_message());
     kn_dispatch_soon(s);
 }
 
@@ -170,7 +171,7 @@ static void on_device_up(void *context, int32_t device, const kn_device_info *in
     seat->info = *info;
     seat->loaded = seat->refused = 0;
     const kn_catalog_model *first = kn_catalog_find(s->catalog, NULL);
-    kn_log_event(KN_LOG_INFO, KN_LOG_WITH(kn_log_text("device", kn_fleet_device_name(s->fleet, device))),
+    kn_log_event(KN_LOG_INFO, KN_LOG_WITH(kn_log_text("device", s->seats[device].name)),
                  "device up: %s, %s", info->description, info->tier);
     if (!first || kn_fleet_load(s->fleet, device, first->name) != KN_OK) device_ready(s, device, 0);
 }
@@ -190,7 +191,7 @@ static void on_model_loaded(void *context, int32_t device, const kn_model_loaded
         seat->refused |= bit;
         kn_log_event(KN_LOG_ERROR,
                      KN_LOG_WITH(kn_log_text("model", loaded->model),
-                                 kn_log_text("device", kn_fleet_device_name(s->fleet, device))),
+                                 kn_log_text("device", s->seats[device].name)),
                      "the model could not be loaded: %s", loaded->message);
     }
     if (!seat->up || loaded->status != KN_OK)
@@ -252,14 +253,14 @@ static void on_device_down(void *context, int32_t device, const kn_device_down *
     kn_seat *seat = &s->seats[device];
     const bool was_up = seat->up;
     kn_log_event(KN_LOG_ERROR,
-                 KN_LOG_WITH(kn_log_text("device", kn_fleet_device_name(s->fleet, device)),
+                 KN_LOG_WITH(kn_log_text("device", s->seats[device].name),
                              kn_log_text("reason", kn_down_reason_name(down->reason)),
                              kn_log_integer("jobs", down->count)),
                  "device down: %s", down->message);
     seat->up = seat->busy = seat->running = false;
     seat->loaded = 0;
     seat->number = 0;
-    kn_metric_add(s->meters->worker_restarts, 1.0, KN_LABELS(kn_fleet_device_name(s->fleet, device), ""));
+    kn_metric_add(s->meters->worker_restarts, 1.0, KN_LABELS(s->seats[device].name, ""));
     if (was_up) {
         const kn_change change = {.kind = KN_CHANGE_DEVICE_DOWN, .device = {.index = device}};
         if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
@@ -313,6 +314,7 @@ static void keep_checkpoint(kn_server *s, kn_live *live, const kn_saved *saved)
         kn_log_event(KN_LOG_WARNING, KN_LOG_WITH(kn_log_job(live->job.id)), "a checkpoint was not recorded: %s",
                      kn_fail_message());
     kn_metric_add(s->meters->checkpoints, 1.0, KN_LABELS("saved"));
+    kn_point(KN_POINT_checkpoint_kept);
 }
 
 static void measure_slice(kn_server *s, const kn_slice_done *done)
@@ -342,6 +344,7 @@ static void on_slice_done(void *context, int32_t device, const kn_slice_done *do
     kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
                         .slice = {.device = device, .measured_ns = (int64_t)(done->seconds * 1e9), .jobs = jobs}};
     if (!seat->busy || seat->number != done->assignment) return;
+    kn_point(KN_POINT_slice_done);
     measure_slice(s, done);
     for (int32_t i = 0; i < done->count; i++) {
         kn_live *live = live_of(s, &done->outcomes[i].lease);
@@ -355,7 +358,7 @@ static void on_slice_done(void *context, int32_t device, const kn_slice_done *do
     seat->busy_seconds += done->seconds;
     seat->measured[done->kind] |= 1u << seat->assignment.model;
     if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
-        kn_log(KN_LOG_ERROR, "slice done on %s: %s", kn_fleet_device_name(s->fleet, device), kn_fail_message());
+        kn_log(KN_LOG_ERROR, "slice done on %s: %s", s->seats[device].name, kn_fail_message());
     kn_dispatch_pump(s); /* the device works on before anything is told to anybody */
     for (int32_t i = 0; i < done->count; i++) {
         kn_live *live = live_of(s, &done->outcomes[i].lease);

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/point.h"
 #include "server/core.h"
 #include "server/watch.h"
 
@@ -109,6 +110,7 @@ static void on_finished(void *context, kn_store_result *result)
                      result->message);
         return; /* kn_end_retry */
     }
+    kn_point(KN_POINT_finish_committed);
     live->job.state = live->stop.state;
     memcpy(live->job.error_code, live->stop.code, sizeof live->job.error_code);
     kn_free(live->job.error_message);
@@ -121,6 +123,7 @@ static void on_finished(void *context, kn_store_result *result)
 static void finish(kn_server *s, kn_live *live)
 {
     kn_store_op op = {.kind = KN_STORE_FINISH, .id = live->job.id};
+    kn_point(KN_POINT_finish_begin);
     op.finish.state = live->stop.state;
     op.finish.code = live->stop.code;
     op.finish.message = live->stop.message;
@@ -186,6 +189,7 @@ static void on_published(void *context, kn_store_result *result)
         kn_live_ended(s->live, live);
         return;
     }
+    kn_point(KN_POINT_publish_committed);
     char *blob = kn_strdup(live->output.name);
     release_published(s, live, KN_RELEASE_PUBLISHED);
     live->job.state = KN_JOB_COMPLETED;
@@ -199,6 +203,7 @@ static void on_published(void *context, kn_store_result *result)
 static void publish(kn_server *s, kn_live *live)
 {
     kn_store_op op = {.kind = KN_STORE_PUBLISH, .id = live->job.id, .epoch = live->job.epoch};
+    kn_point(KN_POINT_publish_begin);
     op.publish.blob = live->output.name;
     op.publish.bytes = live->output.bytes;
     op.publish.used_us = live->job.used_us;

@@ -174,7 +174,7 @@ void kn_server_measure(kn_server *s)
     zero_queues(s);
     kn_live_each_unfinished(s->live, count_job, s);
     for (int32_t i = 0; i < s->seat_count; i++) {
-        const char *name = kn_fleet_device_name(s->fleet, i);
+        const char *name = s->seats[i].name;
         kn_device_stats stats;
         kn_metric_set(m->device_ready, s->seats[i].up, KN_LABELS(name, ""));
         kn_metric_set(m->device_busy_seconds, s->seats[i].busy_seconds, KN_LABELS(name, ""));

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/point.h"
 #include "server/api.h"
 
 static kn_intake *intake_of(kn_call *call)
@@ -177,6 +178,7 @@ static void on_submitted(void *context, kn_store_result *result)
                      "job accepted");
         kn_metric_add(s->meters->jobs_submitted, 1.0,
                       KN_LABELS(result->job.model, kn_priority_name(result->job.priority)));
+        kn_point(KN_POINT_submit_committed);
         live = take_on(s, &result->job, call->intake);
     } else if (result->outcome == KN_STORE_REPLAYED) {
         live = kn_live_find(s->live, result->job.id);
@@ -190,6 +192,7 @@ static void on_submitted(void *context, kn_store_result *result)
     }
     if (live) {
         answer(call, live);
+        kn_point(KN_POINT_submit_answered);
     } else if (call->exchange) { /* accepted, but not to be found: deleted meanwhile, or no memory */
         kn_api_internal(&error);
         kn_call_error(call, &error);

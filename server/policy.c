@@ -129,6 +129,7 @@ void kn_policy_authorize(kn_policy *policy, const kn_policy_request *request, kn
 {
     *access = (kn_access){0};
     kn_limit rate = policy->rates.key;
+    if (policy->keys && kn_keys_count(policy->keys) > 0) policy->open = false; /* for good: see policy.h */
     if (policy->open) {
         everybody(&access->principal, policy);
     } else {

@@ -13,7 +13,8 @@
  *
  * The rate is counted before the scope, so that probing costs tokens too. Without keys (open mode, for a server that
  * listens on this machine only) everybody is the tenant "default" with every scope; what a client presents is ignored.
- * Open mode is a decision at start: a server whose last key is revoked refuses everybody. Loop thread only. */
+ * Open mode ends for good when the first key enters the table; a server whose last key is gone refuses everybody. Loop
+ * thread only. */
 #ifndef KN_SERVER_POLICY_H
 #define KN_SERVER_POLICY_H
 
@@ -56,7 +57,7 @@ typedef struct kn_policy_rates {
 
 typedef struct kn_policy_options {
     const kn_keys *keys; /* borrowed for the policy's life; NULL only in open mode */
-    bool open;           /* no keys required */
+    bool open;           /* no keys required, as long as there are none */
     kn_policy_rates rates;
     kn_store_limits limits; /* of the tenant in open mode, and of a key for each limit that it does not set */
 } kn_policy_options;

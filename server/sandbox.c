@@ -39,6 +39,7 @@ struct kn_sandbox {
     struct event_base *base;
     char *executable, *probe; /* or NULL */
     bool keep_stderr;
+    int32_t wall_s;
     struct event *pump; /* made active when a waiting file may start */
     task *first;
     size_t count, running;
@@ -241,7 +242,7 @@ static kn_status start(task *t)
     struct event *ended = event_new(t->owner->base, t->child.pidfd, EV_READ, on_ended, t);
     t->overdue = event_new(t->owner->base, -1, 0, on_overdue, t);
     if (!ended || !t->overdue || event_add(ended, NULL) != 0 ||
-        event_add(t->overdue, &(struct timeval){.tv_sec = KN_SANDBOX_WALL_S}) != 0) {
+        event_add(t->overdue, &(struct timeval){.tv_sec = t->owner->wall_s}) != 0) {
         if (ended) event_free(ended);
         st = kn_fail(KN_NOMEM, "sandbox: no memory for events");
         goto fail;
@@ -284,6 +285,7 @@ kn_status kn_sandbox_create(kn_sandbox **out, const kn_sandbox_params *params)
     if (!s) return KN_NOMEM;
     s->base = params->base;
     s->keep_stderr = params->keep_stderr;
+    s->wall_s = params->wall_s > 0 ? params->wall_s : KN_SANDBOX_WALL_S;
     s->executable = params->executable ? kn_strdup(params->executable) : NULL;
     s->probe = params->probe ? kn_strdup(params->probe) : NULL;
     s->pump = event_new(s->base, -1, 0, on_pump, s);

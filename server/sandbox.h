@@ -56,6 +56,7 @@ typedef void kn_sandbox_fn(void *context, const kn_sandbox_result *result);
 typedef struct kn_sandbox_params {
     struct event_base *base; /* outlives the sandbox */
     const char *executable;  /* started as `executable sandbox ...`; NULL: this program */
+    int32_t wall_s;          /* see KN_SANDBOX_WALL_S; 0: that */
     bool keep_stderr;        /* children share the server's standard error instead of none; for tests */
     const char *probe;       /* NULL; for tests: what the child does, confined, instead of decoding; sandbox_child.c */
 } kn_sandbox_params;

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/point.h"
 #include "server/core.h"
 
 enum {
@@ -117,6 +118,7 @@ static void start(kn_server *s, int32_t device, kn_live *live)
     }
     live->phase = KN_LIVE_STARTING;
     const kn_status st = kn_fleet_start(s->fleet, device, &job);
+    kn_point(KN_POINT_start_sent);
     if (st == KN_OK || st == KN_UNAVAILABLE) return; /* unavailable: device_down follows */
     kn_log_event(KN_LOG_WARNING, KN_LOG_WITH(kn_log_job(live->job.id)), "not started: %s", kn_fail_message());
     back_to_the_queue(s, device, live);
@@ -132,6 +134,7 @@ static void on_claimed(void *context, kn_store_result *result)
     const bool granted = result->status == KN_OK && result->outcome == KN_STORE_DONE;
     if (granted) {
         const bool first = live->job.state == KN_JOB_QUEUED;
+        kn_point(KN_POINT_claim_committed);
         live->job.epoch = result->epoch;
         live->job.state = KN_JOB_RUNNING;
         if (live->job.started_at == 0) {

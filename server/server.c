@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/point.h"
 #include "server/api.h"
 #include "server/json.h"
 #include "server/notify_ready.h"
@@ -94,6 +95,7 @@ static kn_status recover_job(void *context, const kn_job *row)
     KN_TRY(kn_job_copy(&job, row));
     KN_TRY(kn_live_add(s->live, &job, &live));
     take_on(s, live);
+    kn_point(KN_POINT_recover);
 fail:
     kn_job_release(&job);
     return st;
@@ -192,15 +194,31 @@ static size_t devices_of(const kn_server_config *c, const char **out)
     return count;
 }
 
+/* A fake device's options are not part of its name, and several may be the same. */
+static void name_seats(kn_server *s, const char *const *devices)
+{
+    for (int32_t i = 0; i < s->seat_count; i++) {
+        const int length = strncmp(devices[i], "fake", 4) == 0 ? 4 : (int)strlen(devices[i]);
+        int32_t same = 0;
+        for (int32_t j = 0; j < i; j++) same += strncmp(s->seats[j].name, devices[i], (size_t)length) == 0;
+        if (same == 0)
+            snprintf(s->seats[i].name, sizeof s->seats[i].name, "%.*s", length, devices[i]);
+        else
+            snprintf(s->seats[i].name, sizeof s->seats[i].name, "%.*s#%d", length, devices[i], same + 1);
+    }
+}
+
 static kn_status open_meters(kn_server *s)
 {
     const char *routes[64], *names[KN_FLEET_DEVICES_MAX], *models[KN_CATALOG_MODELS_MAX];
     kn_meter_device devices[KN_FLEET_DEVICES_MAX];
     const size_t route_count = kn_api_routes(routes, sizeof routes / sizeof *routes);
     const size_t device_count = devices_of(s->config, names);
+    s->seat_count = (int32_t)device_count;
+    name_seats(s, names);
     const size_t model_count = (size_t)kn_catalog_count(s->catalog);
     for (size_t i = 0; i < model_count; i++) models[i] = kn_catalog_at(s->catalog, (int32_t)i)->name;
-    for (size_t i = 0; i < device_count; i++) devices[i] = (kn_meter_device){.name = names[i], .uuid = ""};
+    for (size_t i = 0; i < device_count; i++) devices[i] = (kn_meter_device){.name = s->seats[i].name, .uuid = ""};
     return kn_meters_create(&s->meters, &(kn_meters_options){.models = models,
                                                              .model_count = model_count,
                                                              .routes = routes,
@@ -251,7 +269,7 @@ static kn_status open_fleet(kn_server *s)
     const char *names[KN_FLEET_DEVICES_MAX];
     char models[4096];
     const kn_server_config *c = s->config;
-    s->seat_count = (int32_t)devices_of(c, names);
+    devices_of(c, names);
     if (!kn_catalog_folder(s->catalog, models, sizeof models))
         return kn_fail(KN_INVALID, "--models %s: the path is too long", c->models);
     return kn_fleet_create(&s->fleet,
@@ -316,6 +334,7 @@ void kn_server_drain(kn_server *s)
     s->drain_until_ns = kn_clock_ns() + s->config->drain_seconds * INT64_C(1000000000);
     kn_log(KN_LOG_INFO, "draining: running slices finish, jobs are saved");
     kn_notify_stopping("draining");
+    kn_point(KN_POINT_drain);
     if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
         kn_log(KN_LOG_ERROR, "drain: %s", kn_fail_message());
     kn_api_end_streams(s);

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/point.h"
 #include "server/store_internal.h"
 
 static kn_store_run *const runs[KN_STORE_KINDS] = {
@@ -140,9 +141,12 @@ static kn_status run_transaction(kn_store *store, const kn_store_nodes *batch, u
 {
     kn_status st = KN_OK;
     KN_TRY(run_statement(store, KN_SQL_BEGIN));
+    kn_point(KN_POINT_store_begin);
     for (kn_store_node *node = batch->first; node; node = node->next) KN_TRY(run_one(store, node));
     const int64_t start = kn_clock_ns();
+    kn_point(KN_POINT_store_commit);
     KN_TRY(run_statement(store, KN_SQL_COMMIT));
+    kn_point(KN_POINT_store_committed);
     *commit_ns = (uint64_t)(kn_clock_ns() - start);
     return KN_OK;
 fail:

@@ -145,8 +145,9 @@ static kn_status convert(encoding *e, const coder *with, const kn_picture *pictu
     frame->quality = e->codec->global_quality;
     if (av_frame_get_buffer(frame, 0) < 0) return KN_NOMEM;
     const int flags = SWS_BILINEAR | SWS_FULL_CHR_H_INP | SWS_ACCURATE_RND | SWS_BITEXACT;
-    e->scaler = sws_getContext(frame->width, frame->height, AV_PIX_FMT_RGB24, frame->width, frame->height, with->pixels,
-                               flags, NULL, NULL, NULL);
+    /* The scaler is told the range below, and not by the format's name, which it warns of. */
+    e->scaler = sws_getContext(frame->width, frame->height, AV_PIX_FMT_RGB24, frame->width, frame->height,
+                               AV_PIX_FMT_YUV420P, flags, NULL, NULL, NULL);
     if (!e->scaler) return KN_NOMEM;
     const int *bt601 = sws_getCoefficients(SWS_CS_ITU601);
     sws_setColorspaceDetails(e->scaler, bt601, 1, bt601, with->full_range, 0, 1 << 16, 1 << 16);

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/point.h"
 #include "server/core.h"
 
 enum {
@@ -73,6 +74,7 @@ static void on_completed(void *context, const kn_delivery_result *result)
 {
     kn_server *s = context;
     uint64_t random = 0;
+    kn_point(KN_POINT_delivery_answered);
     const int64_t now = kn_now_us(), since = take(underway_of(s), result->id);
     if (getrandom(&random, sizeof random, 0) != sizeof random) random = (uint64_t)now;
     const kn_webhook_retry retry = {.attempt = result->attempt,
@@ -128,6 +130,7 @@ static bool send_one(kn_server *s, const kn_delivery_row *row)
                                   .body = text.bytes,
                                   .body_bytes = text.count};
     const kn_status st = kn_notifier_send(s->notifier, &delivery);
+    kn_point(KN_POINT_delivery_sent);
     if (st == KN_OK) {
         u->ids[u->count] = row->id;
         u->first_at[u->count++] = row->event_at;

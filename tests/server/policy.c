@@ -197,6 +197,21 @@ static void open_mode_is_one_tenant(void **state)
     unmake(&f);
 }
 
+static void the_first_key_ends_open_mode(void **state)
+{
+    (void)state;
+    fixture f = make(&(kn_policy_options){.open = true});
+    assert_true(ask(f.policy, NULL, KN_SCOPE_READ, 0).allowed);
+    minted key = mint(KN_SCOPE_READ);
+    assert_int_equal(kn_keys_put(f.keys, &key.row), KN_OK);
+    kn_access access = ask(f.policy, NULL, KN_SCOPE_READ, 0);
+    expect(&access, 401, "invalid_api_key");
+    assert_true(ask(f.policy, header_of(&key.text), KN_SCOPE_READ, 0).allowed);
+    kn_keys_remove(f.keys, key.row.id);
+    assert_false(ask(f.policy, NULL, KN_SCOPE_READ, 0).allowed); /* and stays ended */
+    unmake(&f);
+}
+
 static void rates_of_keys_and_tenants(void **state)
 {
     (void)state;
@@ -447,6 +462,7 @@ int main(void)
         cmocka_unit_test(no_other_credentials_open_anything),
         cmocka_unit_test(no_keys_is_not_open),
         cmocka_unit_test(open_mode_is_one_tenant),
+        cmocka_unit_test(the_first_key_ends_open_mode),
         cmocka_unit_test(rates_of_keys_and_tenants),
         cmocka_unit_test(limits_fall_back_to_the_servers),
         cmocka_unit_test(jobs_within_what_a_key_may),
