@@ -463,6 +463,26 @@ void kn_call_finished(const kn_http_record *record, void *context)
                       KN_LABELS(route, kn_meters_code(record->status)));
 }
 
+/* --metrics-listen: figures and probes, without a key and nothing else. */
+static void on_metrics_headers(kn_http_exchange *exchange, void *context)
+{
+    static const kn_route figures[] = {
+        ROUTE(GET, "/metrics", 0, handle_metrics, 0),
+        ROUTE(GET, "/v1/queue/stats", 0, handle_queue_stats, 0),
+        ROUTE(GET, "/readyz", 0, handle_ready, 0),
+        ROUTE(GET, "/livez", 0, handle_live, 0),
+    };
+    if (kn_call_open(context, exchange, figures, sizeof figures / sizeof *figures)) kn_http_body_limit(exchange, 0);
+}
+
+kn_http_callbacks kn_metrics_callbacks(void)
+{
+    return (kn_http_callbacks){.headers = on_metrics_headers,
+                               .request = kn_call_request,
+                               .closed = kn_call_closed,
+                               .finished = kn_call_finished};
+}
+
 kn_http_callbacks kn_api_callbacks(void)
 {
     return (kn_http_callbacks){

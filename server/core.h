@@ -171,6 +171,7 @@ void kn_admin_stop(kn_server *server);
 
 kn_status kn_housekeeping_start(kn_server *server);
 void kn_housekeeping_stop(kn_server *server);
+kn_http_callbacks kn_metrics_callbacks(void); /* of --metrics-listen */
 size_t kn_api_routes(const char **names, size_t max); /* for the metrics; returns how many were written */
 
 /* ---- server.c ---- */

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -161,6 +162,25 @@ fail:
     return st;
 }
 
+static kn_policy_options policy_options(const kn_server *s)
+{
+    const kn_server_config *c = s->config;
+    return (kn_policy_options){
+        .keys = s->keys,
+        .rates = {.key = {.requests_per_minute = (int32_t)c->requests_per_minute},
+                  .tenant = {.requests_per_minute = (int32_t)c->tenant_requests_per_minute}},
+        .limits = {.max_active = c->tenant_jobs,
+                   .device_us = (uint64_t)c->tenant_device_seconds * 1000000,
+                   .window_us = INT64_C(86400) * 1000000},
+    };
+}
+
+static void set_policy(kn_server *s)
+{
+    const kn_policy_options options = policy_options(s);
+    kn_policy_set(s->policy, &options.rates, &options.limits);
+}
+
 static kn_status open_policy(kn_server *s)
 {
     kn_status st = KN_OK;
@@ -171,15 +191,10 @@ static kn_status open_policy(kn_server *s)
     const bool keys_set = c->keys || kn_keys_count(s->keys) > 0;
     for (size_t i = 0; i < c->listen.count; i++)
         KN_TRY(kn_policy_check_bind(c->listen.items[i], keys_set, c->tls_cert != NULL));
-    const kn_policy_options options = {
-        .keys = s->keys,
-        .open = !keys_set,
-        .rates = {.key = {.requests_per_minute = (int32_t)c->requests_per_minute},
-                  .tenant = {.requests_per_minute = (int32_t)c->tenant_requests_per_minute}},
-        .limits = {.max_active = c->tenant_jobs,
-                   .device_us = (uint64_t)c->tenant_device_seconds * 1000000,
-                   .window_us = INT64_C(86400) * 1000000},
-    };
+    if (c->metrics_listen && !kn_http_address_is_loopback(c->metrics_listen))
+        kn_log(KN_LOG_WARNING, "metrics on %s can be read from other machines without a key", c->metrics_listen);
+    kn_policy_options options = policy_options(s);
+    options.open = !keys_set;
     KN_TRY(kn_policy_create(&s->policy, &options));
 fail:
     return st;
@@ -302,6 +317,14 @@ static kn_status open_http(kn_server *s)
                                                    .limits = {.connections = (int32_t)c->connections_max},
                                                    .callbacks = kn_api_callbacks(),
                                                    .context = s}));
+    if (c->metrics_listen)
+        KN_TRY(kn_http_server_create(&s->metrics,
+                                     &(kn_http_params){.base = s->base,
+                                                       .listen = (const char *const *)&c->metrics_listen,
+                                                       .listen_count = 1,
+                                                       .limits = {.connections = 64},
+                                                       .callbacks = kn_metrics_callbacks(),
+                                                       .context = s}));
     KN_TRY(kn_admin_start(s));
 fail:
     return st;
@@ -347,9 +370,10 @@ kn_status kn_server_reload(kn_server *s)
     kn_status st = KN_OK;
     char restart[512] = "";
     kn_notify_reloading(kn_clock_ns());
+    if (s->tls) KN_TRY(kn_tls_reload(s->tls));
     if (s->config_path) KN_TRY(kn_server_config_reload(&s->config, s->config_path, restart, sizeof restart));
     kn_log_configure(s->config->log_level, s->config->log_format);
-    if (s->tls) KN_TRY(kn_tls_reload(s->tls));
+    set_policy(s);
     KN_TRY(kn_catalog_rescan(s->catalog));
     KN_TRY(kn_dispatch_models(s));
     for (int32_t i = 0; i < s->seat_count; i++) s->seats[i].refused = 0;
@@ -360,7 +384,7 @@ kn_status kn_server_reload(kn_server *s)
 fail:
     if (st != KN_OK) {
         kn_metric_set(s->meters->config_reload_success, 0.0, KN_NO_LABELS);
-        kn_log(KN_LOG_ERROR, "not reloaded, the old settings stay: %s", kn_fail_message());
+        kn_log(KN_LOG_ERROR, "not reloaded: %s", kn_fail_message());
     }
     kn_notify_ready("serving");
     return st;
@@ -409,6 +433,12 @@ static kn_status say_ready(const kn_server *s, bool json)
         if (!json) printf("%s%s", i ? ", " : "ready on ", url);
     }
     kn_json_write_array_end(&w);
+    if (s->metrics) {
+        char url[64];
+        snprintf(url, sizeof url, "http://127.0.0.1:%u", kn_http_server_port(s->metrics, 0));
+        kn_json_write_key(&w, "metrics");
+        kn_json_write_string(&w, url);
+    }
     kn_json_write_key(&w, "admin");
     kn_json_write_string(&w, s->admin_address);
     kn_json_write_key(&w, "data");
@@ -461,6 +491,7 @@ static void stop(kn_server *s)
     kn_housekeeping_stop(s);
     kn_webhooks_stop(s);
     kn_admin_stop(s);
+    kn_http_server_destroy(&s->metrics);
     kn_http_server_destroy(&s->http);
     kn_fleet_destroy(&s->fleet);
     finish_store(s);
@@ -499,6 +530,7 @@ kn_status kn_serve(const kn_serve_params *params)
     s->store_wakeup = -1;
     kn_log_configure(s->config->log_level, s->config->log_format);
     signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_DUMPABLE, 0); /* the pepper, secrets and prompts are in this memory */
     KN_TRY(start(s));
     KN_TRY(say_ready(s, params->json));
     kn_notify_ready("serving");

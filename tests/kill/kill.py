@@ -14,6 +14,7 @@ Standard library only; devices are the fake one, whose every byte depends on the
 import argparse
 import hashlib
 import http.client
+import http.server
 import json
 import os
 import random
@@ -43,13 +44,13 @@ class Server:
 
     def __init__(self, folder, device="fake:text_ms=1,step_ms=2,decode_ms=1", devices=2):
         self.folder, self.device, self.devices = Path(folder), device, devices
-        self.process, self.address, self.port = None, None, None
+        self.process, self.port, self.hook = None, None, None
         (self.folder / "models").mkdir(exist_ok=True)
         model = self.folder / "models/small"
         if not model.exists():
             model.symlink_to(ROOT / "tests/golden/wan21-small/model")
 
-    def start(self, point=None, **settings):
+    def start(self, point=None):
         environment = dict(os.environ)
         environment.pop("KINORA_KILL_AT", None)
         if point:
@@ -58,8 +59,8 @@ class Server:
                    "--listen", "127.0.0.1:0", "--json", "--checkpoint-interval-ms", "0", "--log-level", "warning"]
         for _ in range(self.devices):
             command += ["--device", self.device]
-        for name, value in settings.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+        if self.hook:
+            command += ["--webhook-development", "true", "--webhook-allow", f"127.0.0.1:{self.hook}"]
         log = open(self.folder / "log", "ab")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
         log.close()
@@ -162,6 +163,96 @@ class Load(threading.Thread):
             time.sleep(self.rate)
 
 
+class Fickle(threading.Thread):
+    """A client that changes its mind: cancels or deletes what it has just asked for. What was acknowledged holds."""
+
+    def __init__(self, server, jobs, seed):
+        super().__init__(daemon=True)
+        self.server, self.jobs, self.choice = server, jobs, random.Random(seed)
+        self.stopping, self.deleted, self.cancelled = False, set(), set()
+
+    def run(self):
+        number = 0
+        while not self.stopping:
+            key, kind = f"fickle-{number}", number % REQUESTS
+            number += 1
+            with self.jobs.lock:
+                self.jobs.wanted[key] = kind
+            while not self.jobs.submit(self.server, key, kind):
+                if self.stopping:
+                    return
+                time.sleep(0.02)
+            identifier = self.jobs.acknowledged.pop(key)
+            with self.jobs.lock:
+                del self.jobs.wanted[key]
+            self.change(identifier, self.choice.random() < 0.5)
+            time.sleep(0.1)
+
+    def change(self, identifier, delete):
+        method, path = ("DELETE", "") if delete else ("POST", "/cancel")
+        while not self.stopping:
+            try:
+                status, _ = self.server.ask(method, f"/v1/videos/{identifier}{path}")
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.02)
+                continue
+            if delete and status in (200, 404):  # 404: deleted by the try whose answer was lost
+                self.deleted.add(identifier)
+                return
+            if not delete and status in (200, 409):  # 409: completed before
+                self.cancelled.add(identifier)
+                return
+            if status not in (503, 429):
+                self.jobs.problem(f"{identifier}: {method} was answered {status}")
+                return
+            time.sleep(0.02)
+        self.cancelled.add(identifier)
+
+    def check(self, server):
+        for identifier in self.deleted:
+            status, _ = server.ask("GET", f"/v1/videos/{identifier}")
+            if status != 404:
+                self.jobs.problem(f"{identifier} was deleted and is answered {status}")
+        for identifier in self.cancelled:
+            wait_for_video(server, identifier)
+
+
+class Receiver(http.server.ThreadingHTTPServer):
+    """Takes webhooks and remembers whose."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Hook)
+        self.videos, self.events = {}, {}
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        video, event = body["data"]["id"], self.headers["webhook-id"]
+        self.server.videos.setdefault(video, set()).add(event)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def check_webhooks(receiver, jobs):
+    """Every completed video's event arrived at least once, always under the same id."""
+    until = time.monotonic() + 30
+    missing = set(jobs.acknowledged.values())
+    while missing and time.monotonic() < until:
+        missing -= set(receiver.videos)
+        time.sleep(0.2)
+    for identifier in list(missing)[:5]:
+        jobs.problem(f"{identifier}: no webhook ({len(missing)} are missing)")
+    for identifier, events in receiver.videos.items():
+        if len(events) != 1:
+            jobs.problem(f"{identifier}: its event came under {len(events)} ids")
+
+
 def wait_for_ready(server, seconds=30):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -209,7 +300,7 @@ def wait_for_video(server, identifier, seconds=SECONDS_MAX):
     return "did not end"
 
 
-def check(server, jobs, sums):
+def check(server, jobs, fickle, sums):
     """Everything that was acknowledged is there, once, with the right bytes."""
     for key, identifier in jobs.acknowledged.items():
         found = wait_for_video(server, identifier)
@@ -230,9 +321,9 @@ def check(server, jobs, sums):
         jobs.problem("a video is listed twice")
     for identifier in known - set(listed):
         jobs.problem(f"{identifier} is not listed")
+    unknown = set(listed) - known - fickle.cancelled
     # Whoever was killed before the answer may have made a job nobody knows of yet; asking again names it.
-    unknown = set(listed) - known
-    for key, kind in jobs.wanted.items():
+    for key, kind in list(jobs.wanted.items()):
         if key not in jobs.acknowledged and jobs.submit(server, key, kind):
             unknown.discard(jobs.acknowledged[key])
     for identifier in unknown:
@@ -241,8 +332,7 @@ def check(server, jobs, sums):
 
 def leftovers(server):
     """Files that no row names, after the sweep."""
-    data, videos = server.folder / "data", {}
-    status, body = server.ask("GET", "/v1/videos?limit=100")
+    data = server.folder / "data"
     until = time.monotonic() + 20
     while time.monotonic() < until:
         left = [p.name for p in (data / "checkpoints").iterdir()] + [
@@ -260,7 +350,9 @@ def one_round(server, jobs, choice, point, write):
         write({"kill": "point", "point": point, "when": "start"})
         return
     if point:
-        until = time.monotonic() + 5
+        if point.startswith("drain"):
+            server.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 4
         while server.process.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
         hit = server.process.poll() is not None
@@ -306,10 +398,18 @@ def main():
     clients = [Load(server, jobs, f"c{given.seed}-{i}", 0.25) for i in range(3)]
     started = time.monotonic()
     missed = []
-    server.port = 1  # nothing answers there until it is up
+    fickle, receiver = Fickle(server, jobs, given.seed), Receiver()
+    server.hook = receiver.server_address[1]
+    server.start()
+    status, body = server.ask("POST", "/v1/webhook_endpoints", {"url": f"http://127.0.0.1:{server.hook}/hook"})
+    if status != 200:
+        raise SystemExit(f"no webhook endpoint: {body!r}")
+    clients.append(fickle)
     for client in clients:
         client.start()
-    todo = [(name, n) for name in points() for n in (1, 2)]
+    server.kill()
+    # A drain begins once in a process's life.
+    todo = [(name, n) for name in points() for n in (1, 2) if (name, n) != ("drain", 2)]
     for name, n in todo:
         before = kills["point"]
         one_round(server, jobs, choice, f"{name}:{n}", write)
@@ -323,7 +423,9 @@ def main():
         client.join(30)
     server.start()
     wait_for_ready(server)
-    check(server, jobs, sums)
+    check(server, jobs, fickle, sums)
+    fickle.check(server)
+    check_webhooks(receiver, jobs)
     left = leftovers(server)
     if left:
         jobs.problem(f"files nobody owns: {left[:5]}")
