@@ -134,15 +134,16 @@ static kn_status run_bench(const settings *s)
     KN_TRY(kn_simulate_measure(s->params.devices, s->queued, s->decisions, kn_clock_ns, &b));
     const double each = (double)b.total_ns / (double)b.decisions;
     if (s->json)
-        printf("{\"devices\":%d,\"queued\":%d,\"decisions\":%lld,\"decisions_per_second\":%.0f,\"longest_ns\":%lld,"
-               "\"admission_ns\":%.0f,\"estimate_ns\":%.0f}\n",
-               b.devices, b.queued, (long long)b.decisions, 1e9 / each, (long long)b.longest_ns, b.admission_ns,
-               b.estimate_ns);
+        printf("{\"devices\":%d,\"queued\":%d,\"decisions\":%lld,\"decisions_per_second\":%.0f,\"p50_ns\":%lld,"
+               "\"p999_ns\":%lld,\"longest_ns\":%lld,\"admission_ns\":%.0f,\"estimate_ns\":%.0f}\n",
+               b.devices, b.queued, (long long)b.decisions, 1e9 / each, (long long)b.p50_ns, (long long)b.p999_ns,
+               (long long)b.longest_ns, b.admission_ns, b.estimate_ns);
     else
-        printf("%d devices, %d jobs queued, %lld decisions: %.2f M/s (%.0f ns each with the event before it, longest "
-               "%.0f us); admission %.0f ns, estimate %.0f ns\n",
-               b.devices, b.queued, (long long)b.decisions, 1e3 / each, each, (double)b.longest_ns * 1e-3,
-               b.admission_ns, b.estimate_ns);
+        printf(
+            "%d devices, %d jobs queued, %lld decisions: %.2f M/s (with the event before each: mean %.0f ns, p50 %lld "
+            "ns, p99.9 %lld ns, longest %.0f us); admission %.0f ns, estimate %.0f ns\n",
+            b.devices, b.queued, (long long)b.decisions, 1e3 / each, each, (long long)b.p50_ns, (long long)b.p999_ns,
+            (double)b.longest_ns * 1e-3, b.admission_ns, b.estimate_ns);
 fail:
     return st;
 }
@@ -181,6 +182,9 @@ static void add_json(report *out, const kn_simulate_params *p, const kn_simulate
                   (json_int_t)r->preemptions, "releases", (json_int_t)r->releases, "moves", (json_int_t)r->moves,
                   "demotions", (json_int_t)r->demotions, "failures", (json_int_t)r->failures, "decisions_per_second",
                   rate, "violations", (json_int_t)r->violations, "violation", r->violation);
+    char fingerprint[17];
+    snprintf(fingerprint, sizeof fingerprint, "%016llx", (unsigned long long)r->fingerprint);
+    json_object_set_new(run, "fingerprint", json_string(fingerprint));
     json_object_update(run, more);
     json_object_update(run, counts);
     json_decref(more);

@@ -141,16 +141,28 @@ static void set_waiting(kn_scheduler *s, int32_t slot, int32_t step, int64_t now
     kn_core_place(s, slot, now_ns);
 }
 
+/* It drops out of the slice its device is about to run, or runs; the others go on. */
+static void leave_slice(kn_scheduler *s, int32_t slot)
+{
+    kn_core_device *d = &s->devices[s->jobs[slot].device];
+    int32_t at = 0;
+    while (d->running[at] != slot) at++;
+    d->running_count--;
+    for (; at < d->running_count; at++) d->running[at] = d->running[at + 1];
+    s->jobs[slot].running = false;
+}
+
 static kn_status release_job(kn_scheduler *s, const kn_change_job *change, int64_t now_ns)
 {
     kn_status st = KN_OK;
     const int32_t slot = kn_core_find(s, change->key);
     if (slot == KN_NO_SLOT) return kn_fail(KN_NOT_FOUND, "no job %llx", (unsigned long long)change->key);
     kn_core_job *job = &s->jobs[slot];
-    if (job->running) return kn_fail(KN_INVALID, "job %llx is in a slice", (unsigned long long)change->key);
     KN_TRY(check_progress(&job->shape, &change->progress));
+    const bool in_slice = job->running;
+    if (in_slice) leave_slice(s, slot);
     if (job->removed) { /* resides: only such slots are kept */
-        s->orphans--;
+        if (!in_slice) s->orphans--;
         kn_core_leave(s, slot);
         kn_core_forget(s, slot);
         return KN_OK;
@@ -270,7 +282,7 @@ static kn_status check_slice(const kn_scheduler *s, const kn_change_slice *slice
         return kn_fail(KN_NOT_FOUND, "no slice runs on device %d", slice->device);
     const kn_core_device *d = &s->devices[slice->device];
     KN_TRY(check_range("slice.measured_ns", slice->measured_ns, 0, KN_SCHEDULER_TIME_MAX));
-    KN_TRY(check_range("slice.count", slice->count, d->running_count, d->running_count));
+    KN_TRY(check_range("slice.count", slice->count, 0, d->running_count));
     for (int32_t i = 0; i < slice->count; i++) {
         const int32_t slot = kn_core_find(s, slice->jobs[i].key);
         if (slot == KN_NO_SLOT || !s->jobs[slot].running || s->jobs[slot].device != slice->device)
@@ -350,15 +362,31 @@ static void end_job(kn_scheduler *s, const kn_slice_job *end, bool failed, int64
     kn_core_set_left(s, slot, kn_core_left(s, job, job->device));
 }
 
+/* A job of the assignment that is not among those the slice ended with: it never ran, and waits again. */
+static void end_unnamed(kn_scheduler *s, int32_t slot, int64_t now_ns)
+{
+    kn_core_job *job = &s->jobs[slot];
+    if (!job->running) return;
+    if (!job->removed) {
+        set_waiting(s, slot, job->saved_step, now_ns);
+        return;
+    }
+    job->running = false;
+    kn_core_leave(s, slot);
+    kn_core_forget(s, slot);
+}
+
 static kn_status end_slice(kn_scheduler *s, const kn_change_slice *slice, bool failed, int64_t now_ns)
 {
     kn_status st = KN_OK;
     KN_TRY(check_slice(s, slice));
     kn_core_device *d = &s->devices[slice->device];
-    if (!failed) account(s, d, slice->measured_ns);
+    /* A pack that ran without some of its jobs teaches nothing about its cost. */
+    if (!failed && slice->count > 0) account(s, d, slice->count == d->running_count ? slice->measured_ns : 0);
     d->busy = false;
     s->idle |= UINT64_C(1) << slice->device;
     for (int32_t i = 0; i < slice->count; i++) end_job(s, &slice->jobs[i], failed, now_ns);
+    for (int32_t i = 0; i < d->running_count; i++) end_unnamed(s, d->running[i], now_ns);
 fail:
     return st;
 }

@@ -7,6 +7,8 @@
 
 #include "base/mem.h"
 
+#define IDLE_MAX_NS INT64_C(10000000000)
+
 enum { NOWHERE = -1, HELD_MAX = 2 * KN_SCHEDULER_RESIDENTS_MAX };
 
 typedef struct checked_job {
@@ -19,6 +21,7 @@ typedef struct checked_job {
 
 typedef struct checked_device {
     bool up, busy;
+    int64_t idle_ns; /* since when it has idled while jobs waited; 0: it has not */
     uint32_t models;
     uint64_t memory_bytes;
     uint64_t held[HELD_MAX]; /* keys of the jobs that hold memory there */
@@ -258,10 +261,16 @@ void kn_check_assignment(kn_check *c, const kn_assignment *a, int64_t now_ns)
 
 void kn_check_quiet(kn_check *c, int64_t now_ns)
 {
-    if (c->draining || c->waiting == 0) return;
-    for (int32_t i = 0; i < KN_SCHEDULER_DEVICES_MAX; i++)
-        if (c->devices[i].up && !c->devices[i].busy)
-            violated(c, now_ns, "device %d idles while %d jobs wait", i, c->waiting);
+    for (int32_t i = 0; i < KN_SCHEDULER_DEVICES_MAX; i++) {
+        checked_device *d = &c->devices[i];
+        if (c->draining || c->waiting == 0 || !d->up || d->busy)
+            d->idle_ns = 0;
+        else if (d->idle_ns == 0)
+            d->idle_ns = now_ns;
+        else if (now_ns - d->idle_ns > IDLE_MAX_NS)
+            violated(c, now_ns, "device %d has idled for %.1f s, and %d jobs wait", i,
+                     (double)(now_ns - d->idle_ns) * 1e-9, c->waiting);
+    }
 }
 
 void kn_check_end(kn_check *c, int64_t now_ns)

@@ -8,7 +8,8 @@
  *   - a job runs the slice that is next for it: nothing is left out, nothing is done twice
  *   - models, states, decoders and workspaces never exceed a device's memory
  *   - nothing starts while draining
- *   - no device idles while a job waits that it could run
+ *   - no device idles for long while a job waits that it could run; a little may be right, when the job will be in
+ *     time where it waits and would be late here
  *   - no job is without service for longer than it may be
  *   - in the end every job has finished or was cancelled */
 #ifndef KN_SCHEDULER_CHECK_H

@@ -8,7 +8,10 @@
 #include "scheduler/simulation.h"
 #include "scheduler/trace.h"
 
-enum { ASKED = 2000 };
+enum {
+    ASKED = 2000,
+    BUCKETS = 100000, /* of one nanosecond; the last holds all that took longer */
+};
 
 typedef struct measured_job {
     kn_job_shape shape;
@@ -22,6 +25,7 @@ typedef struct measurement {
     kn_assignment slices[KN_SCHEDULER_DEVICES_MAX];
     int64_t ends_ns[KN_SCHEDULER_DEVICES_MAX];
     int64_t now_ns;
+    int64_t took[BUCKETS]; /* pairs of calls by nanoseconds */
 } measurement;
 
 static kn_status admit(measurement *m, int32_t index)
@@ -124,6 +128,7 @@ static kn_status decide_many(measurement *m, int64_t decisions, int64_t (*clock)
         const int64_t took = clock() - start;
         out->total_ns += took;
         if (took > out->longest_ns) out->longest_ns = took;
+        m->took[took < BUCKETS ? took : BUCKETS - 1]++;
         out->decisions += made;
         out->slices_done += change.slice.count;
         KN_TRY(settle(m, ends, change.slice.count, &slice, made));
@@ -134,6 +139,14 @@ static kn_status decide_many(measurement *m, int64_t decisions, int64_t (*clock)
     }
 fail:
     return st;
+}
+
+/* Least time that so many of the pairs did not exceed. */
+static int64_t quantile(const measurement *m, int64_t pairs, double q)
+{
+    int64_t seen = 0, ns = 0;
+    while (ns < BUCKETS - 1 && (double)(seen += m->took[ns]) < q * (double)pairs) ns++;
+    return ns;
 }
 
 static kn_status ask_many(measurement *m, int64_t (*clock)(void), kn_simulate_bench *out)
@@ -175,6 +188,8 @@ kn_status kn_simulate_measure(int32_t devices, int32_t queued, int64_t decisions
     for (int32_t i = 0; i < devices; i++) m->ends_ns[i] = INT64_MAX;
     for (int32_t i = 0; i < made; i++) started(m, &first[i]);
     KN_TRY(decide_many(m, decisions, clock, out));
+    out->p50_ns = quantile(m, out->decisions, 0.5);
+    out->p999_ns = quantile(m, out->decisions, 0.999);
     KN_TRY(ask_many(m, clock, out));
 fail:
     kn_scheduler_destroy(&m->scheduler);

@@ -8,6 +8,7 @@
  *      behind in weighted service; the plan wins ties.
  *   4. The best of the others: by class, then by tenant; a job that has started goes on unless its tenant is ahead of
  *      one that waits by fair_quantum_ns.
+ *   5. When there is nothing else: a job of the spare queue, or one that is paused on a busy device.
  *
  * Before that the plan is brought in order: deadlines that can no longer be met are given up, and jobs that were in no
  * plan get a place when there is one now. A deadline job therefore preempts another only if both can be met, or if
@@ -83,7 +84,7 @@ static void take_over(kn_scheduler *s, int32_t device, int64_t now_ns)
     if (best >= 0) kn_core_plan(s, best, device, now_ns);
 }
 
-/* A device with nothing to do asks a busy one for a job that is paused there. */
+/* Asks a busy device for a job that is paused there. */
 static void ask_for_paused(kn_scheduler *s, int32_t device)
 {
     for (uint64_t others = s->up & ~s->idle; others; others &= others - 1) {
@@ -190,6 +191,21 @@ static bool owes_aged(const kn_scheduler *s, int32_t device, int32_t slot, int64
     return d->running_aged || d->aged_ns >= credit || slack_of_plan(s, d, now_ns) >= next_ns(s, &s->jobs[slot], device);
 }
 
+/* For a device with nothing to do: a spare job, though by this device's own reckoning it will be late. */
+static int32_t last_resort(kn_scheduler *s, int32_t device, int64_t now_ns)
+{
+    for (int32_t slot = s->spare.first; slot >= 0; slot = kn_queue_next(s->nodes, slot)) {
+        if (!kn_core_fits(s, &s->jobs[slot].shape, device)) continue;
+        if (!kn_core_plan(s, slot, device, now_ns)) {
+            kn_core_unplace(s, slot);
+            kn_core_give_up(s, slot);
+        }
+        return slot;
+    }
+    ask_for_paused(s, device);
+    return KN_NO_SLOT;
+}
+
 static int32_t lead_kinora(kn_scheduler *s, int32_t device, int64_t now_ns, bool *aged)
 {
     kn_core_device *d = &s->devices[device];
@@ -204,7 +220,7 @@ static int32_t lead_kinora(kn_scheduler *s, int32_t device, int64_t now_ns, bool
     }
     int fair_class;
     const int32_t planned = d->plan.first, fair = fair_lead(s, device, &fair_class);
-    if (planned < 0 && fair < 0) ask_for_paused(s, device);
+    if (planned < 0 && fair < 0) return last_resort(s, device, now_ns);
     if (planned < 0 || fair < 0) return planned < 0 ? fair : planned;
     const kn_core_job *p = &s->jobs[planned], *f = &s->jobs[fair];
     const int planned_class = 1 + (int)p->terms.priority;

@@ -163,11 +163,13 @@ typedef enum kn_change_kind {
     KN_CHANGE_JOB_REMOVED,  /* job.key: cancelled or finished elsewhere. One whose slice runs keeps its memory till the
                               slice is done; a resident one is reported in the next assignment's release list */
     KN_CHANGE_JOB_RELEASED, /* job.key, job.progress: it no longer resides on its device and waits; the progress is what
-                              it can continue from. Also corrects a waiting job (a checkpoint that proved bad) */
+                              it can continue from. Also corrects a waiting job (a checkpoint that proved bad), and
+                              takes a job out of the slice its device has been given */
     KN_CHANGE_DEVICE_UP,    /* device: ready for slices. Again for one that is up: new seed and capacity */
     KN_CHANGE_DEVICE_DOWN,  /* device.index: its jobs wait again, at their last checkpoint (slice.saved_step) */
     KN_CHANGE_MODEL_LOADED, /* device.index, device.models, load_ns: these models are loaded now, others are not */
-    KN_CHANGE_SLICE_DONE,   /* slice; a job whose progress says done resides there no longer and is forgotten */
+    KN_CHANGE_SLICE_DONE,   /* slice; a job whose progress says done resides there no longer and is forgotten. Jobs of
+                              the assignment that are not named never ran, and wait again at their checkpoint */
     KN_CHANGE_SLICE_FAILED, /* slice: its jobs are released, at the progress given (their checkpoint) */
     KN_CHANGE_DRAIN,        /* drain: true: running slices finish, nothing new starts; false: go on */
     KN_CHANGES,

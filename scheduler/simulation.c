@@ -202,6 +202,10 @@ static kn_status device_up(world *w, int32_t device)
         const kn_status st = push(w, w->now_ns + 1 + (int64_t)after, EVENT_FAILURE, device, 0);
         if (st != KN_OK) return st;
     }
+    if (w->params->plant == KN_PLANT_IDLENESS && device == 0) {
+        kn_check_change(w->check, &truth, w->now_ns);
+        return KN_OK;
+    }
     return tell(w, &truth, &told);
 }
 
@@ -360,10 +364,6 @@ static kn_status decide(world *w)
     kn_status st = KN_OK;
     uint64_t keys[KN_SCHEDULER_RESIDENTS_MAX];
     int32_t device, count;
-    if (strikes(w, KN_PLANT_IDLENESS, PLANT_RARITY)) {
-        kn_check_quiet(w->check, w->now_ns);
-        return KN_OK;
-    }
     do {
         count = kn_scheduler_decide(w->scheduler, w->now_ns, w->out, ASSIGNMENTS);
         for (int32_t i = 0; i < count; i++) KN_TRY(run_slice(w, &w->out[i]));

@@ -28,7 +28,7 @@ typedef enum kn_plant {
     KN_PLANT_SKIPPED_TEXT,   /* now and then a text slice is left out */
     KN_PLANT_REPEATED_SLICE, /* now and then the scheduler does not learn that a text slice was done */
     KN_PLANT_STARVATION,     /* ageing is switched off, the checker still expects it */
-    KN_PLANT_IDLENESS,       /* now and then an idle device is not offered to the scheduler */
+    KN_PLANT_IDLENESS,       /* the scheduler is never told of the first device */
     KN_PLANTS,
 } kn_plant;
 
@@ -93,9 +93,9 @@ kn_status kn_simulate_bound(const kn_simulate_params *params, double *out);
 
 typedef struct kn_simulate_bench {
     int32_t devices, queued;
-    int64_t decisions, slices_done; /* decisions made; jobs in them */
-    int64_t total_ns;               /* of the calls, decide and event, by `clock` */
-    int64_t longest_ns;             /* of a single pair of calls */
+    int64_t decisions, slices_done;      /* decisions made; jobs in them */
+    int64_t total_ns;                    /* of the calls, decide and event, by `clock` */
+    int64_t p50_ns, p999_ns, longest_ns; /* of a pair of calls; on a busy machine the last is the operating system's */
     double admission_ns, estimate_ns;
 } kn_simulate_bench;
 

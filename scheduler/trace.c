@@ -214,8 +214,8 @@ static double draw_uniform(kn_trace *t, kn_random *random, kn_trace_job *job)
     t->kind_count = 3;
     for (int i = 0; i < 3; i++) t->kinds[i] = names[i];
     job->kind = kn_random_below(random, 3);
-    job->shape = video(widths[job->kind], heights[job->kind], 1 + 4 * (4 + kn_random_below(random, 17)),
-                       steps[kn_random_below(random, 3)]);
+    const int32_t frames = 1 + 4 * (4 + kn_random_below(random, 17)), length = steps[kn_random_below(random, 3)];
+    job->shape = video(widths[job->kind], heights[job->kind], frames, length);
     draw_terms(random, job);
     return kn_random_unit(random) < 0.5 ? 0 : 1.5 + 6 * kn_random_unit(random);
 }

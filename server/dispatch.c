@@ -18,6 +18,11 @@ enum {
     CPU_BYTES_PER_SECOND = 10,
 };
 
+_Static_assert((int)KN_STAGE_TEXT == (int)KN_SLICE_TEXT && (int)KN_STAGE_DENOISE == (int)KN_SLICE_DENOISE &&
+                   (int)KN_STAGE_DECODE == (int)KN_SLICE_DECODE && (int)KN_STAGE_MUX == (int)KN_SLICE_MUX &&
+                   (int)KN_STAGE_DONE == (int)KN_SLICE_DONE,
+               "the scheduler's stages are the engine's slices");
+
 static int64_t monotonic_of(int64_t wall_us)
 {
     const int64_t ns = kn_clock_ns() + (wall_us - kn_now_us()) * 1000;
@@ -125,11 +130,11 @@ void kn_dispatch_pump(kn_server *s)
 {
     kn_assignment assignments[KN_FLEET_DEVICES_MAX];
     if (s->pumping || s->stopping) return;
+    if (kn_clock_ns() < s->claims_after_ns) return; /* housekeeping pumps again */
     s->pumping = true;
-    free_orphans(s);
-    const int32_t count =
-        kn_scheduler_decide(s->scheduler, kn_clock_ns(), assignments, s->seat_count);
+    const int32_t count = kn_scheduler_decide(s->scheduler, kn_clock_ns(), assignments, s->seat_count);
     for (int32_t i = 0; i < count; i++) kn_seat_begin(s, &assignments[i]);
+    free_orphans(s);
     s->pumping = false;
 }
 

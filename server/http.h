@@ -118,7 +118,8 @@ typedef struct kn_http_params {
 kn_status kn_http_server_create(kn_http_server **out, const kn_http_params *params);
 
 /* Closes everything at once; exchanges without a reply see closed(). Connections that were taken over must have been
- * released. Not from inside a callback. */
+ * released. Not from inside a callback. libevent frees the connections' memory from its loop: before
+ * event_base_free(), let it run once more (EVLOOP_NONBLOCK is enough). */
 void kn_http_server_destroy(kn_http_server **server);
 
 /* The port really listened on at params.listen[index]; 0 after kn_http_server_stop_listening(). */

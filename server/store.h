@@ -37,25 +37,25 @@
 #include "server/job.h"
 
 enum {
-    KN_STORE_BATCH_MAX = 1024,         /* operations of one transaction */
-    KN_STORE_PENDING_DEFAULT = 4096,   /* operations submitted and not drained */
-    KN_STORE_PENDING_MAX = 1 << 20,    /* of params.max_pending */
-    KN_STORE_TEXT_BYTES = 1 << 20,     /* of prompt, request and extra each, without the NUL */
-    KN_STORE_MESSAGE_BYTES = 256,      /* of a result's message, with the NUL */
-    KN_STORE_ERROR_BYTES = 1024,       /* of a job's error_message and a delivery's error, without the NUL */
-    KN_STORE_FILE_BYTES = 96,          /* name of a blob or checkpoint, with the NUL: [A-Za-z0-9_-][A-Za-z0-9._-]* */
-    KN_STORE_LIST_MAX = 1000,          /* rows of one list, expire or purge */
-    KN_STORE_READERS = 4,              /* queries that run at the same time; a fifth waits */
+    KN_STORE_BATCH_MAX = 1024,       /* operations of one transaction */
+    KN_STORE_PENDING_DEFAULT = 4096, /* operations submitted and not drained */
+    KN_STORE_PENDING_MAX = 1 << 20,  /* of params.max_pending */
+    KN_STORE_TEXT_BYTES = 1 << 20,   /* of prompt, request and extra each, without the NUL */
+    KN_STORE_MESSAGE_BYTES = 256,    /* of a result's message, with the NUL */
+    KN_STORE_ERROR_BYTES = 1024,     /* of a job's error_message and a delivery's error, without the NUL */
+    KN_STORE_FILE_BYTES = 96,        /* name of a blob or checkpoint, with the NUL: [A-Za-z0-9_-][A-Za-z0-9._-]* */
+    KN_STORE_LIST_MAX = 1000,        /* rows of one list, expire or purge */
+    KN_STORE_READERS = 4,            /* queries that run at the same time; a fifth waits */
 
-    KN_ENDPOINT_ID_BYTES = 40,         /* "we_" and 32 hexadecimal digits, or the operator's; with the NUL */
-    KN_EVENT_ID_BYTES = 40,            /* "evt_" and 32 hexadecimal digits, with the NUL */
-    KN_ENDPOINT_URL_BYTES = 2049,      /* with the NUL */
-    KN_ENDPOINT_SECRET_BYTES = 400,    /* one to four, "whsec_...", separated by spaces; with the NUL */
-    KN_ENDPOINTS_PER_TENANT = 16,      /* the next one is refused with KN_INVALID */
-    KN_KEY_MODELS_BYTES = 4096,        /* comma separated names, with the NUL */
-    KN_REGION_BYTES = 32,              /* with the NUL */
-    KN_STORE_WAL_CHECKPOINT = 4 << 20, /* bytes of write-ahead log after which it is copied into the database */
-    KN_STORE_WAL_MAX = 64 << 20,       /* bytes after which the copy waits for readers */
+    KN_ENDPOINT_ID_BYTES = 40,             /* "we_" and 32 hexadecimal digits, or the operator's; with the NUL */
+    KN_EVENT_ID_BYTES = 40,                /* "evt_" and 32 hexadecimal digits, with the NUL */
+    KN_ENDPOINT_URL_BYTES = 2049,          /* with the NUL */
+    KN_ENDPOINT_SECRET_BYTES = 400,        /* one to four, "whsec_...", separated by spaces; with the NUL */
+    KN_ENDPOINTS_PER_TENANT = 16,          /* the next one is refused with KN_INVALID */
+    KN_KEY_MODELS_BYTES = 4096,            /* comma separated names, with the NUL */
+    KN_REGION_BYTES = 32,                  /* with the NUL */
+    KN_STORE_WAL_CHECKPOINT = 4 << 20,     /* bytes of write-ahead log after which it is copied into the database */
+    KN_STORE_WAL_MAX = 64 << 20,           /* bytes after which the copy waits for readers */
     KN_STORE_PENDING_BYTES_MAX = 256 << 20 /* of all operations submitted and not drained */
 };
 

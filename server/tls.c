@@ -4,6 +4,7 @@
  * reference to the context they were made from. */
 #include "server/tls.h"
 
+#include <errno.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <stdint.h>
@@ -17,15 +18,15 @@ struct kn_tls {
     bool http2;
 };
 
-/* The reason OpenSSL gives for its last failure; leaves its queue empty. */
+/* The first of the reasons OpenSSL gives for a failure; leaves its queue empty. */
 static kn_status fail_with_reason(const char *path, const char *what)
 {
-    const unsigned long code = ERR_peek_last_error();
-    const bool missing = ERR_GET_LIB(code) == ERR_LIB_SYS;
-    const char *reason = ERR_reason_error_string(code);
+    const unsigned long code = ERR_peek_error();
+    const int error = ERR_SYSTEM_ERROR(code) ? ERR_GET_REASON(code) : 0;
+    const char *reason = error ? strerror(error) : ERR_reason_error_string(code);
     ERR_clear_error();
-    return kn_fail(missing ? KN_NOT_FOUND : KN_INVALID, "%s: %s%s%s", path, what, reason ? ": " : "",
-                   reason ? reason : "");
+    if (error) return kn_fail(error == ENOENT ? KN_NOT_FOUND : KN_IO, "%s: %s", path, reason);
+    return kn_fail(KN_INVALID, "%s: %s%s%s", path, what, reason ? ": " : "", reason ? reason : "");
 }
 
 /* What the server speaks, best first: with HTTP/2 and without. Static, since handshakes may outlive the kn_tls. */
@@ -76,6 +77,7 @@ static kn_status load_certificate(SSL_CTX *context, const kn_tls *tls)
 static kn_status build_context(SSL_CTX **out, const kn_tls *tls)
 {
     kn_status st = KN_OK;
+    ERR_clear_error();
     SSL_CTX *context = SSL_CTX_new(TLS_server_method());
     if (!context) return kn_fail(KN_NOMEM, "no memory for a TLS context");
     SSL_CTX_set_options(context, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_TICKET |

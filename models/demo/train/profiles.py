@@ -29,7 +29,7 @@ class Profile:
     heads: int = 1  # of 128
     layers: int = 6
     ffn: int = 512
-    batch: int = 8
+    batch: int = 16
     model_minutes: float = 90.0
     text: dict = field(default_factory=lambda: dict(d_model=64, d_kv=16, num_heads=4, d_ff=128, num_layers=2))
     pieces: int = 300  # of the tokenizer
