@@ -25,6 +25,8 @@ typedef enum kn_bench_part {
     KN_BENCH_VAE,
     KN_BENCH_TEXT,
     KN_BENCH_GENERATE,
+    KN_BENCH_STORE,
+    KN_BENCH_HTTP,
     KN_BENCH_PARTS,
 } kn_bench_part;
 

@@ -12,6 +12,8 @@
 #include "base/half.h"
 #include "base/mem.h"
 #include "benchmarks/bench.h"
+#include "benchmarks/bench_http.h"
+#include "benchmarks/bench_store.h"
 
 enum { RANDOM_BLOCK = 1 << 20, RANDOM_SEED = 7 };
 
@@ -20,7 +22,8 @@ enum { RANDOM_BLOCK = 1 << 20, RANDOM_SEED = 7 };
 
 const char *kn_bench_part_name(kn_bench_part part)
 {
-    static const char *const names[KN_BENCH_PARTS] = {"machine", "ops", "dit", "vae", "text", "generate"};
+    static const char *const names[KN_BENCH_PARTS] = {"machine", "ops",      "dit",   "vae",
+                                                      "text",    "generate", "store", "http"};
     return names[part];
 }
 
@@ -181,7 +184,8 @@ static kn_status check_model(const kn_bench_settings *settings)
 kn_status kn_bench_run(const kn_bench_settings *settings)
 {
     static kn_status (*const parts[KN_BENCH_PARTS])(kn_bench *) = {
-        measure_machine, kn_bench_ops, kn_bench_dit, kn_bench_vae, kn_bench_text, kn_bench_generate,
+        measure_machine, kn_bench_ops,      kn_bench_dit,   kn_bench_vae,
+        kn_bench_text,   kn_bench_generate, kn_bench_store, kn_bench_http,
     };
     kn_status st = KN_OK;
     kn_bench b = {.settings = settings, .results = json_array()};

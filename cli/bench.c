@@ -22,7 +22,8 @@ static kn_status parse_parts(const kn_option *option, const char *text)
                                          strncmp(kn_bench_part_name((kn_bench_part)part), at, bytes) != 0))
             part++;
         if (part == KN_BENCH_PARTS)
-            return kn_fail(KN_INVALID, "--%s is \"%s\"; its parts are machine, ops, dit, vae, text and generate",
+            return kn_fail(KN_INVALID,
+                           "--%s is \"%s\"; its parts are machine, ops, dit, vae, text, generate, store and http",
                            option->name, text);
         *parts |= 1u << part;
         at += bytes;
@@ -36,7 +37,8 @@ static kn_status parse_settings(kn_bench_settings *s, int argc, char **argv)
     kn_cli_extent size = {0};
     bool layers_given = false;
     const kn_option options[] = {
-        {"only", 0, "PARTS", "some of machine,ops,dit,vae,text,generate; default all", parse_parts, &s->parts, NULL},
+        {"only", 0, "PARTS", "some of machine,ops,dit,vae,text,generate,store,http; default all", parse_parts,
+         &s->parts, NULL},
         {"model", 'm', "DIR", "a model folder, with all its layers", kn_cli_text, &s->model, NULL},
         {"preset", 0, "NAME", "random weights of wan2.1-1.3b (default) or wan2.1-14b", kn_cli_text, &s->preset, NULL},
         {"layers", 0, "N", "transformer layers of the preset; default 6", kn_cli_int32, &s->layers, &layers_given},

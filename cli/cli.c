@@ -80,7 +80,8 @@ kn_status kn_cli_parse(int argc, char **argv, const kn_option *options, size_t c
         const kn_option *option = match(options, count, argv[i], &value);
         if (!option) return kn_fail(KN_INVALID, "%s is not an option; see kinora %s --help", argv[i], argv[0]);
         const uint64_t bit = UINT64_C(1) << (option - options);
-        if (seen & bit && option->letter != KN_CLI_REPEATS) return kn_fail(KN_INVALID, "--%s is given twice", option->name);
+        if (seen & bit && option->letter != KN_CLI_REPEATS)
+            return kn_fail(KN_INVALID, "--%s is given twice", option->name);
         seen |= bit;
         kn_status st = apply(option, value, argc, argv, &i);
         if (st != KN_OK) return st;

@@ -216,12 +216,11 @@ static kn_status run_status(const settings *s, json_t **answer, char **text)
     json_t *devices = json_incref(json_object_get(*answer, "devices"));
     json_object_del(*answer, "devices");
     print_object(*answer);
-    json_array_foreach(devices, index, device)
-        printf("device %-17s%s, %s, %lld jobs, %lld slices, %lld deaths\n", field(device, "name"),
-               field(device, "state"), field(device, "description"),
-               (long long)json_integer_value(json_object_get(device, "jobs")),
-               (long long)json_integer_value(json_object_get(device, "slices")),
-               (long long)json_integer_value(json_object_get(device, "deaths")));
+    json_array_foreach(devices, index, device) printf(
+        "device %-17s%s, %s, %lld jobs, %lld slices, %lld deaths\n", field(device, "name"), field(device, "state"),
+        field(device, "description"), (long long)json_integer_value(json_object_get(device, "jobs")),
+        (long long)json_integer_value(json_object_get(device, "slices")),
+        (long long)json_integer_value(json_object_get(device, "deaths")));
     json_decref(devices);
 fail:
     return st;

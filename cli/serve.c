@@ -42,7 +42,8 @@ static kn_status parse(kn_server_config *config, int argc, char **argv, const ch
     kn_option options[OPTIONS_MAX];
     kn_setting_help setting;
     size_t count = 0;
-    options[count++] = (kn_option){"config", 'c', "FILE", "settings as lines of TOML; options win", kn_cli_text, file, NULL};
+    options[count++] =
+        (kn_option){"config", 'c', "FILE", "settings as lines of TOML; options win", kn_cli_text, file, NULL};
     options[count++] = (kn_option){"json", 0, NULL, "the ready line as JSON", kn_cli_switch, json, NULL};
     for (size_t i = 0; kn_settings_at(i, &setting) && count < OPTIONS_MAX; i++)
         options[count++] = (kn_option){.name = setting.name,

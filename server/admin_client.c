@@ -157,8 +157,7 @@ static kn_status create_key(kn_admin *a, const char *body, kn_json_writer *w)
     kn_secret secret = {0};
     kn_key_row row;
     kn_store_result result = {0};
-    if (kn_admin_read_key(&row, body, strlen(body), &error) != KN_OK)
-        KN_TRY(kn_fail(KN_INVALID, "%s", error.message));
+    if (kn_admin_read_key(&row, body, strlen(body), &error) != KN_OK) KN_TRY(kn_fail(KN_INVALID, "%s", error.message));
     KN_TRY(kn_pepper_open(&pepper, a->data));
     KN_TRY(kn_key_mint(&row, &secret, &pepper));
     KN_TRY(kn_store_perform(a->store, &(kn_store_op){.kind = KN_STORE_KEY_ADD, .key = &row, .actor = "operator"},

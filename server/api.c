@@ -194,7 +194,8 @@ static void handle_ready(kn_call *call)
 {
     char why[128], body[256];
     const bool ready = kn_server_ready(call->server, why, sizeof why);
-    const int bytes = snprintf(body, sizeof body, "{\"status\":\"%s\",\"reason\":\"%s\"}", ready ? "ready" : "not_ready", why);
+    const int bytes =
+        snprintf(body, sizeof body, "{\"status\":\"%s\",\"reason\":\"%s\"}", ready ? "ready" : "not_ready", why);
     kn_call_reply(call, ready ? 200 : 503, "application/json", body, (size_t)bytes, NULL, 0);
 }
 
@@ -376,7 +377,7 @@ static bool authorize(kn_call *call, kn_api_error *error)
     call->limits = access.headers;
     if (!access.allowed) *error = access.error;
     kn_metric_add(s->meters->authorizations, 1.0,
-                  KN_LABELS(access.allowed                ? "allowed"
+                  KN_LABELS(access.allowed               ? "allowed"
                             : access.error.status == 401 ? "unauthenticated"
                             : access.error.status == 403 ? "forbidden"
                                                          : "limited"));

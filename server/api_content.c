@@ -92,7 +92,8 @@ static kn_status check_content(const kn_live *live, kn_api_error *error)
     case KN_JOB_CANCELLED:
         return kn_api_conflict(error, "video_failed", 0, "This video failed (%s) and has no content.", job->error_code);
     default:
-        return kn_api_conflict(error, "video_not_ready", 0, "This video is still %s; its content comes with completion.",
+        return kn_api_conflict(error, "video_not_ready", 0,
+                               "This video is still %s; its content comes with completion.",
                                kn_video_status_name(job->state));
     }
     return kn_api_gone(error, "This video has expired; its content is kept no longer.");
@@ -113,8 +114,7 @@ void kn_api_content(kn_call *call)
         const char *asked = kn_query_get(&query, "variant");
         for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
             if (strcmp(asked && asked[0] ? asked : "video", variants[i].name) == 0) variant = &variants[i];
-        if (!variant)
-            st = kn_api_invalid_value(&error, "variant", "variant must be video, thumbnail or spritesheet.");
+        if (!variant) st = kn_api_invalid_value(&error, "variant", "variant must be video, thumbnail or spritesheet.");
     }
     if (st == KN_OK) st = check_content(live, &error);
     if (st == KN_OK)
@@ -148,7 +148,7 @@ static kn_status on_event(void *context, const kn_watch_event *event)
     if (st == KN_OK) st = kn_http_stream_write(call->exchange, text.bytes, text.count);
     kn_text_release(&text);
     if (st == KN_OK && !event->last) return KN_OK;
-    call->watcher = NULL; /* the watch lets go of it when this returns */
+    call->watcher = NULL;              /* the watch lets go of it when this returns */
     if (st == KN_CANCELLED) return st; /* closed() comes */
     if (st == KN_OK)
         kn_http_stream_end(call->exchange);

@@ -53,8 +53,8 @@ static kn_status read_events(uint32_t *out, const json_t *events, kn_api_error *
     json_array_foreach(events, index, value)
     {
         int i = 0;
-        while (i < KN_WEBHOOK_EVENTS && (!json_is_string(value) || strcmp(json_string_value(value),
-                                                                           kn_webhook_event_name((kn_webhook_event)i))))
+        while (i < KN_WEBHOOK_EVENTS &&
+               (!json_is_string(value) || strcmp(json_string_value(value), kn_webhook_event_name((kn_webhook_event)i))))
             i++;
         if (i == KN_WEBHOOK_EVENTS)
             return kn_api_invalid_value(error, "events", "events may hold video.completed and video.failed.");
@@ -134,8 +134,8 @@ void kn_api_endpoint_create(kn_call *call)
     kn_status st = c ? read_row(call, &c->row, &error) : kn_api_from_status(&error, KN_NOMEM);
     if (st == KN_OK && !call->server->config->webhooks)
         st = kn_api_unsupported(&error, NULL, "webhooks_off", "Webhooks are switched off on this server.");
-    if (st == KN_OK && (getrandom(random, sizeof random, 0) != sizeof random ||
-                        kn_webhook_new_secret(c->row.secret) != KN_OK))
+    if (st == KN_OK &&
+        (getrandom(random, sizeof random, 0) != sizeof random || kn_webhook_new_secret(c->row.secret) != KN_OK))
         st = kn_api_internal(&error);
     if (st == KN_OK) {
         memcpy(c->row.tenant, call->principal.tenant, sizeof c->row.tenant);
@@ -209,8 +209,7 @@ static void on_endpoint_removed(void *context, kn_store_result *result)
 void kn_api_endpoint_delete(kn_call *call)
 {
     kn_api_error error;
-    const kn_store_op op = {
-        .kind = KN_STORE_ENDPOINT_REMOVE, .id = call->parameter, .tenant = call->principal.tenant};
+    const kn_store_op op = {.kind = KN_STORE_ENDPOINT_REMOVE, .id = call->parameter, .tenant = call->principal.tenant};
     const size_t length = strlen(call->parameter);
     if (length == 35 && strncmp(call->parameter, "we_", 3) == 0 &&
         strspn(call->parameter + 3, "0123456789abcdef") == 32) {

@@ -252,8 +252,7 @@ kn_status kn_catalog_measure(kn_catalog_size *out, const kn_catalog_model *model
         .latent_pixels = latent.h * latent.w,
         .state_bytes = plan.state,
         .decoder_bytes = plan.decoder,
-        .workspace_bytes =
-            plan.text_workspace > plan.denoise_workspace ? plan.text_workspace : plan.denoise_workspace,
+        .workspace_bytes = plan.text_workspace > plan.denoise_workspace ? plan.text_workspace : plan.denoise_workspace,
     };
 fail:
     return st;

@@ -42,12 +42,12 @@ typedef struct kn_catalog_model {
 
 /* What a request will take, in the scheduler's terms. */
 typedef struct kn_catalog_size {
-    int32_t tokens;        /* rows of one sequence in the transformer */
-    int32_t sequences;     /* 2 with classifier-free guidance */
-    int32_t text_tokens;   /* of all sequences, as the text encoder sees them */
-    int32_t latent_frames; /* decode slices */
-    int32_t latent_pixels; /* height x width of one latent frame */
-    uint64_t state_bytes;  /* held from the first slice to the last */
+    int32_t tokens;           /* rows of one sequence in the transformer */
+    int32_t sequences;        /* 2 with classifier-free guidance */
+    int32_t text_tokens;      /* of all sequences, as the text encoder sees them */
+    int32_t latent_frames;    /* decode slices */
+    int32_t latent_pixels;    /* height x width of one latent frame */
+    uint64_t state_bytes;     /* held from the first slice to the last */
     uint64_t workspace_bytes; /* on top, during text and denoise slices */
     uint64_t decoder_bytes;   /* on top, while decoding */
 } kn_catalog_size;

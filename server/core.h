@@ -76,10 +76,10 @@ typedef struct kn_server {
     void *deliveries; /* under way; webhooks.c */
     kn_tls *tls;
     kn_http_server *http;
-    kn_http_server *admin; /* on loopback, for who can read the data directory */
+    kn_http_server *admin;                   /* on loopback, for who can read the data directory */
     char admin_token[65], admin_address[64]; /* "http://127.0.0.1:PORT" */
-    kn_http_server *metrics; /* --metrics-listen; NULL: none of its own */
-    struct kn_call *stream_calls; /* server-sent events (api.h) */
+    kn_http_server *metrics;                 /* --metrics-listen; NULL: none of its own */
+    struct kn_call *stream_calls;            /* server-sent events (api.h) */
     int32_t streams;
 
     struct kn_housekeeping *housekeeping;
@@ -158,7 +158,7 @@ int32_t kn_webhooks_pending(const kn_server *server); /* handed to the notifier 
 
 /* ---- api.c ---- */
 
-kn_http_callbacks kn_api_callbacks(void);   /* context: the kn_server */
+kn_http_callbacks kn_api_callbacks(void); /* context: the kn_server */
 /* Event streams and waiting requests end, so that the connections can; their clients come back elsewhere. */
 void kn_api_end_streams(kn_server *server);
 
@@ -171,7 +171,7 @@ void kn_admin_stop(kn_server *server);
 
 kn_status kn_housekeeping_start(kn_server *server);
 void kn_housekeeping_stop(kn_server *server);
-kn_http_callbacks kn_metrics_callbacks(void); /* of --metrics-listen */
+kn_http_callbacks kn_metrics_callbacks(void);         /* of --metrics-listen */
 size_t kn_api_routes(const char **names, size_t max); /* for the metrics; returns how many were written */
 
 /* ---- server.c ---- */

@@ -48,8 +48,8 @@ static kn_job_shape shape_of(const kn_server *s, const kn_catalog_model *model, 
     };
 }
 
-static kn_status terms_of(kn_server *s, kn_job_terms *out, const char *tenant, kn_priority priority,
-                          int64_t created_us, int64_t deadline_us)
+static kn_status terms_of(kn_server *s, kn_job_terms *out, const char *tenant, kn_priority priority, int64_t created_us,
+                          int64_t deadline_us)
 {
     kn_status st = KN_OK;
     uint32_t number = 0;
@@ -176,8 +176,8 @@ static void on_device_up(void *context, int32_t device, const kn_device_info *in
     seat->info = *info;
     seat->loaded = seat->refused = 0;
     const kn_catalog_model *first = kn_catalog_find(s->catalog, NULL);
-    kn_log_event(KN_LOG_INFO, KN_LOG_WITH(kn_log_text("device", s->seats[device].name)),
-                 "device up: %s, %s", info->description, info->tier);
+    kn_log_event(KN_LOG_INFO, KN_LOG_WITH(kn_log_text("device", s->seats[device].name)), "device up: %s, %s",
+                 info->description, info->tier);
     if (!first || kn_fleet_load(s->fleet, device, first->name) != KN_OK) device_ready(s, device, 0);
 }
 
@@ -195,17 +195,15 @@ static void on_model_loaded(void *context, int32_t device, const kn_model_loaded
     } else {
         seat->refused |= bit;
         kn_log_event(KN_LOG_ERROR,
-                     KN_LOG_WITH(kn_log_text("model", loaded->model),
-                                 kn_log_text("device", s->seats[device].name)),
+                     KN_LOG_WITH(kn_log_text("model", loaded->model), kn_log_text("device", s->seats[device].name)),
                      "the model could not be loaded: %s", loaded->message);
     }
     if (!seat->up || loaded->status != KN_OK)
         device_ready(s, device, (int64_t)(loaded->seconds * 1e9));
     else {
-        kn_change change = {.kind = KN_CHANGE_MODEL_LOADED,
-                            .device = {.index = device,
-                                       .models = seat->loaded,
-                                       .load_ns = (int64_t)(loaded->seconds * 1e9)}};
+        kn_change change = {
+            .kind = KN_CHANGE_MODEL_LOADED,
+            .device = {.index = device, .models = seat->loaded, .load_ns = (int64_t)(loaded->seconds * 1e9)}};
         if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
             kn_log(KN_LOG_ERROR, "model %s: %s", loaded->model, kn_fail_message());
     }
@@ -385,8 +383,7 @@ static void requeue(kn_server *s, int32_t device, kn_live *live)
     live->device = -1;
     live->in_slice = false;
     live->next = (kn_slice){.kind = KN_SLICE_TEXT};
-    const kn_change change = {.kind = KN_CHANGE_JOB_RELEASED,
-                              .job = {.key = live->key, .progress = progress_of(live)}};
+    const kn_change change = {.kind = KN_CHANGE_JOB_RELEASED, .job = {.key = live->key, .progress = progress_of(live)}};
     const kn_status st = kn_scheduler_event(s->scheduler, &change, kn_clock_ns());
     if (st != KN_OK && st != KN_NOT_FOUND) kn_log(KN_LOG_ERROR, "job released: %s", kn_fail_message());
     kn_dispatch_soon(s);
@@ -484,8 +481,8 @@ kn_video_facts kn_dispatch_facts(kn_server *s, const kn_live *live)
         return facts;
     }
     facts.stage = kn_slice_name(live->next.kind);
-    const kn_job_shape shape = shape_of(s, live->model, &live->size, live->summary.steps, live->summary.width,
-                                        live->summary.height);
+    const kn_job_shape shape =
+        shape_of(s, live->model, &live->size, live->summary.steps, live->summary.width, live->summary.height);
     const int64_t total = kn_scheduler_job_ns(s->scheduler, &shape);
     if (total > 0) facts.progress = (int32_t)(100.0 * (double)(total - estimate.remaining_ns) / (double)total);
     return facts;

@@ -23,9 +23,9 @@ void kn_end_remove_files(kn_server *s, const kn_store_result *result)
         const kn_store_file *file = &result->files[i];
         kn_artifact artifact;
         if (!kn_artifact_parse(&artifact, file->name)) continue;
-        const unsigned kinds = file->blob ? 1u << KN_ARTIFACT_VIDEO | 1u << KN_ARTIFACT_THUMBNAIL |
-                                                1u << KN_ARTIFACT_SPRITESHEET
-                                          : 1u << KN_ARTIFACT_CHECKPOINT;
+        const unsigned kinds =
+            file->blob ? 1u << KN_ARTIFACT_VIDEO | 1u << KN_ARTIFACT_THUMBNAIL | 1u << KN_ARTIFACT_SPRITESHEET
+                       : 1u << KN_ARTIFACT_CHECKPOINT;
         kn_artifact_remove(s->data, &artifact.lease, kinds);
     }
 }
@@ -218,7 +218,9 @@ static void on_output_verdict(void *context, const kn_moderation_verdict *verdic
     kn_live *live = take_answer(context, &s);
     if (!live) return;
     kn_metric_observe(s->meters->moderation_seconds, (double)verdict->elapsed_ns * 1e-9,
-                      KN_LABELS("output", verdict->failed ? "failed" : verdict->allowed ? "allow" : "block"));
+                      KN_LABELS("output", verdict->failed    ? "failed"
+                                          : verdict->allowed ? "allow"
+                                                             : "block"));
     if (verdict->allowed) {
         publish(s, live);
         return;

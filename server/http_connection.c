@@ -115,6 +115,7 @@ static bool give_away(kn_http_connection *connection)
         if (connection->exchange) { /* it was never one */
             kn_http_exchange_free(connection->exchange);
             connection->exchange = NULL;
+            connection->server->stats.requests--;
         }
         return true;
     }

@@ -120,11 +120,12 @@ void kn_http_exchange_close(kn_http_exchange *exchange)
 
 static void log_exchange(const kn_http_exchange *exchange, const kn_http_record *record)
 {
-    /* Polls are many and parser refusals are a stranger's choice; neither may fill a disk. */
+    /* Polls are many, and what never became a request is a stranger's choice: neither may fill a disk. */
     const bool poll = record->method == KN_HTTP_GET || record->method == KN_HTTP_HEAD;
-    const kn_log_level level = record->status >= 500                               ? KN_LOG_WARNING
-                               : !record->parsed || (poll && record->status < 400) ? KN_LOG_DEBUG
-                                                                                   : KN_LOG_INFO;
+    const bool fault = record->status >= 500 && record->status != 503; /* overload is no fault */
+    kn_log_level level = KN_LOG_INFO;
+    if (fault) level = KN_LOG_WARNING;
+    if (!record->parsed || (poll && record->status < 400)) level = KN_LOG_DEBUG;
     kn_log(level, "%s %s %.*s %d %.1f ms%s", record->request_id,
            record->parsed ? kn_http_method_name(record->method) : "-", LOGGED_PATH_CHARACTERS,
            record->route[0] ? record->route

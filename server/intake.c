@@ -132,8 +132,9 @@ static kn_status judge(kn_call *call, kn_intake *in, const kn_request *request, 
     }
     if (s->draining) return kn_api_overloaded(error, 10, "This server is being shut down.");
     if (kn_live_count(s->live).unfinished >= s->config->queue_max)
-        return kn_api_overloaded(error, retry, "%" PRId64 " videos are queued or running already, as many as this "
-                                               "server takes.",
+        return kn_api_overloaded(error, retry,
+                                 "%" PRId64 " videos are queued or running already, as many as this "
+                                 "server takes.",
                                  s->config->queue_max);
     return KN_OK;
 }
@@ -224,7 +225,9 @@ static void on_verdict(void *context, const kn_moderation_verdict *verdict)
     kn_server *s = call->server;
     kn_api_error error;
     kn_metric_observe(s->meters->moderation_seconds, (double)verdict->elapsed_ns * 1e-9,
-                      KN_LABELS("prompt", verdict->failed ? "failed" : verdict->allowed ? "allow" : "block"));
+                      KN_LABELS("prompt", verdict->failed    ? "failed"
+                                          : verdict->allowed ? "allow"
+                                                             : "block"));
     if (verdict->allowed) {
         submit(call);
     } else {
@@ -291,8 +294,7 @@ void kn_api_not_offered(kn_call *call)
         st = kn_api_not_found(&error, "character", call->parameter);
     else if (st == KN_OK)
         st = read_body(call, in, &error);
-    if (st == KN_OK)
-        kn_api_unsupported(&error, NULL, "unsupported_operation", "No model on this server does this.");
+    if (st == KN_OK) kn_api_unsupported(&error, NULL, "unsupported_operation", "No model on this server does this.");
     kn_call_error(call, &error);
 }
 

@@ -66,8 +66,8 @@ static void run_when_complete(kn_server *s, int32_t device)
     const bool measured = seat->measured[seat->assignment.stage] >> seat->assignment.model & 1;
     const int64_t budget = seat->assignment.expected_ns * (measured ? BUDGET_MEASURED : BUDGET_GUESSED);
     /* A device that is gone says so itself, and takes its assignment along. */
-    const kn_status st = kn_fleet_run(s->fleet, device, seat->number, (kn_slice_kind)seat->assignment.stage, leases,
-                                      count, budget);
+    const kn_status st =
+        kn_fleet_run(s->fleet, device, seat->number, (kn_slice_kind)seat->assignment.stage, leases, count, budget);
     if (st != KN_OK && st != KN_UNAVAILABLE) kn_fleet_kill(s->fleet, device, kn_fail_message());
 }
 
@@ -97,9 +97,9 @@ void kn_seat_drop(kn_server *s, int32_t device, kn_live *live)
 
 static void back_to_the_queue(kn_server *s, int32_t device, kn_live *live)
 {
-    kn_change change = {.kind = KN_CHANGE_JOB_RELEASED,
-                        .job = {.key = live->key,
-                                .progress = {.step = live->job.checkpoint ? live->job.checkpoint_step : 0}}};
+    kn_change change = {
+        .kind = KN_CHANGE_JOB_RELEASED,
+        .job = {.key = live->key, .progress = {.step = live->job.checkpoint ? live->job.checkpoint_step : 0}}};
     kn_seat_drop(s, device, live);
     const kn_status st = kn_scheduler_event(s->scheduler, &change, kn_clock_ns());
     if (st != KN_OK && st != KN_NOT_FOUND) kn_log(KN_LOG_ERROR, "job released: %s", kn_fail_message());

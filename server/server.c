@@ -44,11 +44,11 @@ bool kn_server_ready(const kn_server *s, char *why, size_t bytes)
 {
     int32_t up = 0;
     for (int32_t i = 0; i < s->seat_count; i++) up += s->seats[i].up;
-    const char *reason = s->draining                               ? "draining"
-                         : kn_store_health(s->store) == KN_FATAL   ? "the store has failed"
-                         : kn_store_health(s->store) != KN_OK      ? "storage is full"
-                         : up == 0                                 ? "no device is ready"
-                                                                   : "";
+    const char *reason = s->draining                             ? "draining"
+                         : kn_store_health(s->store) == KN_FATAL ? "the store has failed"
+                         : kn_store_health(s->store) != KN_OK    ? "storage is full"
+                         : up == 0                               ? "no device is ready"
+                                                                 : "";
     snprintf(why, bytes, "%s", reason);
     return reason[0] == '\0';
 }
@@ -155,7 +155,8 @@ static kn_status open_store(kn_server *s)
     kn_status st = KN_OK;
     s->store_wakeup = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (s->store_wakeup < 0) return kn_fail(KN_IO, "eventfd: %s", strerror(errno));
-    KN_TRY(kn_store_open(&s->store, &(kn_store_params){.directory = s->data, .notify = wake_loop, .notify_context = s}));
+    KN_TRY(
+        kn_store_open(&s->store, &(kn_store_params){.directory = s->data, .notify = wake_loop, .notify_context = s}));
     s->store_event = event_new(s->base, s->store_wakeup, EV_READ | EV_PERSIST, on_store, s);
     if (!s->store_event || event_add(s->store_event, NULL) != 0) return kn_fail(KN_NOMEM, "no memory for an event");
 fail:
@@ -268,10 +269,10 @@ static kn_status open_scheduler(kn_server *s)
     const int64_t jobs = c->queue_max + KN_FLEET_DEVICES_MAX;
     KN_TRY(kn_catalog_open(&s->catalog, c->models, c->aliases, (int32_t)c->alias_count));
     KN_TRY(kn_names_create(&s->tenants, KN_SERVER_TENANTS_MAX));
-    KN_TRY(kn_scheduler_create(&s->scheduler,
-                               &(kn_scheduler_params){.jobs = jobs > KN_SCHEDULER_JOBS_MAX ? KN_SCHEDULER_JOBS_MAX
-                                                                                           : (int32_t)jobs,
-                                                      .tenants = KN_SERVER_TENANTS_MAX}));
+    KN_TRY(kn_scheduler_create(
+        &s->scheduler,
+        &(kn_scheduler_params){.jobs = jobs > KN_SCHEDULER_JOBS_MAX ? KN_SCHEDULER_JOBS_MAX : (int32_t)jobs,
+                               .tenants = KN_SERVER_TENANTS_MAX}));
     KN_TRY(kn_dispatch_models(s));
     s->pump_event = evtimer_new(s->base, on_pump, s);
     if (!s->pump_event) st = kn_fail(KN_NOMEM, "no memory for an event");
@@ -287,18 +288,17 @@ static kn_status open_fleet(kn_server *s)
     devices_of(c, names);
     if (!kn_catalog_folder(s->catalog, models, sizeof models))
         return kn_fail(KN_INVALID, "--models %s: the path is too long", c->models);
-    return kn_fleet_create(&s->fleet,
-                           &(kn_fleet_params){.base = s->base,
-                                              .devices = names,
-                                              .device_count = s->seat_count,
-                                              .models = models,
-                                              .data = s->data,
-                                              .threads = (int32_t)c->threads,
-                                              .isa = c->isa,
-                                              .precision = c->precision,
-                                              .vae_precision = c->vae_precision,
-                                              .checkpoint_interval_ns = c->checkpoint_interval_ms * 1000000,
-                                              .events = kn_dispatch_events(s)});
+    return kn_fleet_create(&s->fleet, &(kn_fleet_params){.base = s->base,
+                                                         .devices = names,
+                                                         .device_count = s->seat_count,
+                                                         .models = models,
+                                                         .data = s->data,
+                                                         .threads = (int32_t)c->threads,
+                                                         .isa = c->isa,
+                                                         .precision = c->precision,
+                                                         .vae_precision = c->vae_precision,
+                                                         .checkpoint_interval_ns = c->checkpoint_interval_ms * 1000000,
+                                                         .events = kn_dispatch_events(s)});
 }
 
 static kn_status open_http(kn_server *s)
@@ -306,25 +306,22 @@ static kn_status open_http(kn_server *s)
     kn_status st = KN_OK;
     const kn_server_config *c = s->config;
     if (c->tls_cert)
-        KN_TRY(kn_tls_create(&s->tls, &(kn_tls_params){.certificate = c->tls_cert,
-                                                       .key = c->tls_key,
-                                                       .client_ca = c->tls_client_ca}));
-    KN_TRY(kn_http_server_create(&s->http,
-                                 &(kn_http_params){.base = s->base,
-                                                   .listen = (const char *const *)c->listen.items,
-                                                   .listen_count = c->listen.count,
-                                                   .tls = s->tls,
-                                                   .limits = {.connections = (int32_t)c->connections_max},
-                                                   .callbacks = kn_api_callbacks(),
-                                                   .context = s}));
+        KN_TRY(kn_tls_create(
+            &s->tls, &(kn_tls_params){.certificate = c->tls_cert, .key = c->tls_key, .client_ca = c->tls_client_ca}));
+    KN_TRY(kn_http_server_create(&s->http, &(kn_http_params){.base = s->base,
+                                                             .listen = (const char *const *)c->listen.items,
+                                                             .listen_count = c->listen.count,
+                                                             .tls = s->tls,
+                                                             .limits = {.connections = (int32_t)c->connections_max},
+                                                             .callbacks = kn_api_callbacks(),
+                                                             .context = s}));
     if (c->metrics_listen)
-        KN_TRY(kn_http_server_create(&s->metrics,
-                                     &(kn_http_params){.base = s->base,
-                                                       .listen = (const char *const *)&c->metrics_listen,
-                                                       .listen_count = 1,
-                                                       .limits = {.connections = 64},
-                                                       .callbacks = kn_metrics_callbacks(),
-                                                       .context = s}));
+        KN_TRY(kn_http_server_create(&s->metrics, &(kn_http_params){.base = s->base,
+                                                                    .listen = (const char *const *)&c->metrics_listen,
+                                                                    .listen_count = 1,
+                                                                    .limits = {.connections = 64},
+                                                                    .callbacks = kn_metrics_callbacks(),
+                                                                    .context = s}));
     KN_TRY(kn_admin_start(s));
 fail:
     return st;
@@ -340,7 +337,8 @@ static void on_drain_tick(evutil_socket_t fd, short what, void *context)
     const kn_store_stats store = kn_store_read_stats(s->store);
     const int32_t left = kn_dispatch_save_all(s);
     if (!late && (left > 0 || store.pending > 0 || kn_http_server_stats(s->http).connections > 0)) return;
-    if (left > 0) kn_log(KN_LOG_WARNING, "%d jobs were still on their devices; they go on from their checkpoints", left);
+    if (left > 0)
+        kn_log(KN_LOG_WARNING, "%d jobs were still on their devices; they go on from their checkpoints", left);
     s->stopping = true;
     event_base_loopbreak(s->base);
 }

@@ -23,9 +23,9 @@
 #include "server/settings.h"
 
 typedef struct kn_serve_params {
-    kn_server_config *config;  /* checked; taken, also on failure */
-    const char *config_path;   /* for reloads; NULL: flags only */
-    bool json;                 /* the ready line as JSON */
+    kn_server_config *config; /* checked; taken, also on failure */
+    const char *config_path;  /* for reloads; NULL: flags only */
+    bool json;                /* the ready line as JSON */
 } kn_serve_params;
 
 /* Serves until SIGTERM or SIGINT has drained it; then KN_OK. SIGHUP reloads. Prints one line on standard output once it

@@ -4,14 +4,14 @@
  * SQLite database below the data directory.
  *
  *   any thread        kn_store_submit_op(op) ──► queue ─┐
- *   store thread                                        ├─► BEGIN; SAVEPOINT, op, RELEASE; ...; COMMIT (fsync)
+ *   store thread                                        ├─► BEGIN; op; op; ...; COMMIT (fsync)
  *                                                       └─► finished list ──► params.notify()
  *   loop thread       kn_store_drain() ──► op's completion(context, result)
  *
  * One thread owns the only connection that writes and checkpoints. It takes everything that is queued, runs it in one
- * transaction with a savepoint for each operation and acknowledges nothing before COMMIT has returned: durable, then
- * acknowledged. Operations run in the order they were submitted. Queries use read-only connections on the caller's
- * thread and see everything that was acknowledged before they began.
+ * transaction, from which only those that fail are left out, and acknowledges nothing before COMMIT has returned:
+ * durable, then acknowledged. Operations run in the order they were submitted. Queries use read-only connections on the
+ * caller's thread and see everything that was acknowledged before they began.
  *
  * What an operation decides is its outcome; whether the decision stands is its status:
  *   status KN_OK           the transaction is on stable storage; `outcome` says what was decided
@@ -54,7 +54,7 @@ enum {
     KN_ENDPOINTS_PER_TENANT = 16,          /* the next one is refused with KN_INVALID */
     KN_KEY_MODELS_BYTES = 4096,            /* comma separated names, with the NUL */
     KN_REGION_BYTES = 32,                  /* with the NUL */
-    KN_STORE_WAL_CHECKPOINT = 4 << 20,     /* bytes of write-ahead log after which it is copied into the database */
+    KN_STORE_WAL_CHECKPOINT = 16 << 20,    /* bytes of write-ahead log after which it is copied into the database */
     KN_STORE_WAL_MAX = 64 << 20,           /* bytes after which the copy waits for readers */
     KN_STORE_PENDING_BYTES_MAX = 256 << 20 /* of all operations submitted and not drained */
 };

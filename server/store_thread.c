@@ -117,8 +117,13 @@ static kn_status judge(kn_store *store, kn_status st)
     return st == KN_CORRUPT && (code == SQLITE_CORRUPT || code == SQLITE_NOTADB) ? KN_FATAL : st;
 }
 
-/* KN_OK when the transaction goes on, whether or not this operation was taken into it. */
-static kn_status run_one(kn_store *store, kn_store_node *node)
+static void reset_statements(kn_store *store)
+{
+    for (int i = 0; i < KN_SQL_COUNT; i++) sqlite3_reset(store->statements[i]);
+}
+
+/* In a savepoint of its own. KN_OK when the transaction goes on, whether or not this operation was taken into it. */
+static kn_status run_guarded(kn_store *store, kn_store_node *node)
 {
     const kn_store_marks marks = store->marks;
     kn_status st = KN_OK;
@@ -128,7 +133,7 @@ static kn_status run_one(kn_store *store, kn_store_node *node)
 
     st = judge(store, st);
     fail_node(node, st, kn_fail_message());
-    for (int i = 0; i < KN_SQL_COUNT; i++) sqlite3_reset(store->statements[i]);
+    reset_statements(store);
     if (st == KN_FATAL || sqlite3_get_autocommit(store->writer)) return st; /* SQLite gave the transaction up */
     store->marks = marks;
     KN_TRY(run_statement(store, KN_SQL_ROLLBACK_TO));
@@ -137,12 +142,19 @@ fail:
     return st;
 }
 
-static kn_status run_transaction(kn_store *store, const kn_store_nodes *batch, uint64_t *commit_ns)
+/* `guarded`: each operation in a savepoint. Without, the first that fails ends it, with `refused` set. */
+static kn_status run_transaction(kn_store *store, const kn_store_nodes *batch, bool guarded, bool *refused,
+                                 uint64_t *commit_ns)
 {
     kn_status st = KN_OK;
+    *refused = false;
     KN_TRY(run_statement(store, KN_SQL_BEGIN));
     kn_point(KN_POINT_store_begin);
-    for (kn_store_node *node = batch->first; node; node = node->next) KN_TRY(run_one(store, node));
+    for (kn_store_node *node = batch->first; node; node = node->next) {
+        st = guarded ? run_guarded(store, node) : runs[node->op.kind](store, &node->op, &node->result);
+        *refused = st != KN_OK && !guarded;
+        KN_TRY(st);
+    }
     const int64_t start = kn_clock_ns();
     kn_point(KN_POINT_store_commit);
     KN_TRY(run_statement(store, KN_SQL_COMMIT));
@@ -164,16 +176,41 @@ static void set_health(kn_store *store, kn_status st)
         kn_log(KN_LOG_ERROR, "%s", kn_fail_message());
 }
 
+/* After a transaction that failed: as if it had not been. */
+static void undo(kn_store *store, const kn_store_marks *marks)
+{
+    store->marks = *marks;
+    reset_statements(store);
+    if (!sqlite3_get_autocommit(store->writer) && run_statement(store, KN_SQL_ROLLBACK) != KN_OK)
+        set_health(store, KN_FATAL); /* a transaction that can be neither ended nor undone */
+}
+
+static void forget_results(const kn_store_nodes *batch)
+{
+    for (kn_store_node *node = batch->first; node; node = node->next) {
+        kn_store_result_release(&node->result);
+        node->result = (kn_store_result){.kind = node->op.kind};
+    }
+}
+
+/* Operations hardly ever fail, and savepoints make SQLite copy every page an operation touches (a fifth of the work): a
+ * batch runs without them first, and with them only after one of its operations was refused. */
 static void run_batch(kn_store *store, const kn_store_nodes *batch)
 {
     const kn_store_marks marks = store->marks;
     uint64_t commit_ns = 0;
+    bool refused;
     if (atomic_load(&store->health) == KN_FATAL) {
         fail_batch(batch, kn_fail(KN_FATAL, "store: it failed before and must be opened again"));
         count_batch(store, batch, false, 0);
         return;
     }
-    kn_status st = run_transaction(store, batch, &commit_ns);
+    kn_status st = run_transaction(store, batch, false, &refused, &commit_ns);
+    if (refused && st != KN_FATAL) {
+        undo(store, &marks);
+        forget_results(batch);
+        st = run_transaction(store, batch, true, &refused, &commit_ns);
+    }
     if (st == KN_OK) {
         set_health(store, KN_OK);
         count_batch(store, batch, true, commit_ns);
@@ -182,10 +219,7 @@ static void run_batch(kn_store *store, const kn_store_nodes *batch)
     fail_batch(batch, st);
     count_batch(store, batch, false, 0);
     if (st == KN_FATAL || st == KN_UNAVAILABLE) set_health(store, st);
-    store->marks = marks;
-    for (int i = 0; i < KN_SQL_COUNT; i++) sqlite3_reset(store->statements[i]);
-    if (!sqlite3_get_autocommit(store->writer) && run_statement(store, KN_SQL_ROLLBACK) != KN_OK)
-        set_health(store, KN_FATAL); /* a transaction that can be neither ended nor undone */
+    undo(store, &marks);
     /* On a full disk the log may still be copied into pages the database has, and begun again. */
     if (st == KN_UNAVAILABLE) store->checkpoint_at = 0;
 }

@@ -26,8 +26,7 @@ static const char *state_event(kn_job_state state)
 static void write_state(kn_server *s, const kn_live *live, kn_text *text, const char *name)
 {
     kn_text_format(text, "{\"type\":\"%s\",\"video\":", name);
-    const kn_video_item item = {
-        .job = &live->job, .summary = &live->summary, .facts = kn_dispatch_facts(s, live)};
+    const kn_video_item item = {.job = &live->job, .summary = &live->summary, .facts = kn_dispatch_facts(s, live)};
     kn_video_write(text, &item);
     kn_text_string(text, "}");
 }
@@ -96,8 +95,8 @@ void kn_tell_preview(kn_server *s, kn_live *live)
     unsigned char *picture = kn_alloc(4 * (live->preview_bytes / 3 + 1) + 1);
     if (picture) {
         EVP_EncodeBlock(picture, live->preview, (int)live->preview_bytes);
-        kn_text_format(&text, "{\"type\":\"video.preview\",\"id\":\"%s\",\"step\":%d,\"url\":\"data:%s;base64,", live->job.id,
-                       live->next.index, live->preview_mime);
+        kn_text_format(&text, "{\"type\":\"video.preview\",\"id\":\"%s\",\"step\":%d,\"url\":\"data:%s;base64,",
+                       live->job.id, live->next.index, live->preview_mime);
         kn_text_string(&text, (const char *)picture);
         kn_text_string(&text, "\"}");
         if (kn_text_status(&text) == KN_OK)

@@ -13,10 +13,10 @@
 #include "server/core.h"
 
 enum {
-    OUT_MAX = 256,       /* under way at a time */
-    BATCH = 64,          /* looked up at a time */
-    IDLE_SECONDS = 60,   /* when nothing is due */
-    BUSY_SECONDS = 1,    /* when the notifier is full */
+    OUT_MAX = 256,     /* under way at a time */
+    BATCH = 64,        /* looked up at a time */
+    IDLE_SECONDS = 60, /* when nothing is due */
+    BUSY_SECONDS = 1,  /* when the notifier is full */
 };
 
 /* Ids under way, unsorted; few enough to walk. */
@@ -83,13 +83,16 @@ static void on_completed(void *context, const kn_delivery_result *result)
                                     .random = random};
     const int64_t delay = kn_webhook_outcome_retries(result->outcome) ? kn_webhook_retry_delay_us(&retry) : -1;
     const bool done = result->outcome == KN_WEBHOOK_DELIVERED;
-    record(s, result->id, done ? KN_DELIVERY_DONE : delay >= 0 ? KN_DELIVERY_RETRY : KN_DELIVERY_DEAD,
+    record(s, result->id,
+           done         ? KN_DELIVERY_DONE
+           : delay >= 0 ? KN_DELIVERY_RETRY
+                        : KN_DELIVERY_DEAD,
            delay >= 0 ? now + delay : 0, result->http_status, result->error);
     kn_metric_add(s->meters->webhook_deliveries, 1.0,
-                  KN_LABELS(done                                       ? "delivered"
-                            : delay >= 0                               ? "retried"
+                  KN_LABELS(done                                    ? "delivered"
+                            : delay >= 0                            ? "retried"
                             : result->outcome == KN_WEBHOOK_REFUSED ? "refused"
-                                                                       : "dropped"));
+                                                                    : "dropped"));
     kn_webhooks_soon(s);
 }
 

@@ -163,8 +163,8 @@ static void python_keeps_one_connection(void **state)
     (void)state;
     if (!has("python3")) skip();
     running r = {.request = serve};
-    start_server(&r);
     folder_text(&files, "ask.py", script);
+    start_server(&r);
     assert_string_equal(run("cd '%s' && python3 ask.py %u 2>&1", files.path, (unsigned)r.port), "fine\n");
     assert_int_equal(stats_of(&r).accepted, 1);
     stop_server(&r);

@@ -362,6 +362,7 @@ static void the_http2_preface_can_be_taken_over(void **state)
     while (c.used < sizeof preface - 1 + 4 && client_read(&c)) continue;
     assert_string_equal(c.bytes, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore");
     assert_int_equal(stats_of(&r).connections, 1);
+    assert_int_equal(stats_of(&r).requests, 0);
     assert_string_equal(kn_http_taken_remote(other.taken), "127.0.0.1");
     on_loop(&r, release, NULL);
     assert_null(other.taken);
