@@ -223,6 +223,9 @@ def train(options, profile):
     meta = optimize.resume(options.run, "model", everything, average, optimizer)
     if meta["done"]:
         return True
+    if options.warm and meta["step"] == 0:
+        optimize.warm_start(Path(options.warm) / "text_encoder", everything, average, "text.")
+        optimize.warm_start(Path(options.warm) / "transformer", everything, average, "transformer.")
     options.say(f"model: {sum(p.numel() for p in everything.values()) / 1e6:.2f} M parameters; loading latents")
     batches = Batches(options, profile, words)
     schedule = optimize.Schedule(profile.model_minutes * options.budget, options.minutes_left(), options.steps,

@@ -83,7 +83,7 @@ class Muon:
 
 def orthogonal(g):
     """The nearest semi-orthogonal matrices, roughly: singular values end between 0.7 and 1.2."""
-    x = g.bfloat16() if g.is_cuda else g
+    x = g.bfloat16() if g.is_cuda or "avx512_bf16" in _cpu_flags() else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -212,6 +212,17 @@ def resume(folder, stage, parameters, average, optimizer):
         unpack(tensors, parameters, average, optimizer)
         average.count = optimizer.step_count = meta["step"]
     return meta
+
+
+@torch.no_grad()
+def warm_start(folder, parameters, average, prefix=""):
+    """Weights of an exported component in place of fresh ones. `folder` holds one safetensors file; `prefix` is what
+    the component's names have before them here."""
+    with safe_open(next(Path(folder).glob("*.safetensors")), "pt") as file:
+        for name in file.keys():
+            if prefix + name in parameters:  # tied tensors are stored under each of their names
+                parameters[prefix + name].copy_(file.get_tensor(name))
+                average.weights[prefix + name].copy_(parameters[prefix + name])
 
 
 def run_stage(folder, stage, parameters, average, optimizer, meta, schedule, one_step, small, every=60.0, say=print):

@@ -6,6 +6,7 @@ result (to 1e-5), if the temporal resampling leaves frame 0 alone, and trains ab
 channels-last. The gate is the point of the stage: no transformer is trained before round trips of fresh clips keep
 colour, number of balls and action, as models/demo/measure.py sees them.
 """
+import json
 import sys
 from pathlib import Path
 
@@ -182,8 +183,20 @@ def split_parameters(vae):
     return everything, kernels, {n: p for n, p in everything.items() if n not in kernels}
 
 
+def adopt(options):
+    """The exported autoencoder as this run's finished one, with the scale of its latents: the exported transformer knows
+    no other."""
+    vae = AutoencoderKLWan.from_pretrained(Path(options.warm) / "vae", torch_dtype=torch.float32)
+    weights = {f"average/{n}": p.detach() for n, p in vae.named_parameters()}
+    optimize.save_checkpoint(options.run, "vae", weights, {"step": 0, "seconds": 0.0, "done": True, "log": []})
+    scale = {"mean": list(vae.config.latents_mean), "std": list(vae.config.latents_std)}
+    (Path(options.run) / "latents.json").write_text(json.dumps(scale) + "\n")
+
+
 def train(options, profile):
     """One command's worth of training; True when the stage is done."""
+    if options.warm and not (Path(options.run) / "vae.json").exists():
+        adopt(options)
     vae = create(profile, options.seed).to(options.device)
     everything, kernels, rest = split_parameters(vae)
     average = optimize.Average(everything)
