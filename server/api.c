@@ -18,7 +18,10 @@ static void free_call(kn_call *call)
 {
     kn_server *s = call->server;
     if (call->watcher) kn_watch_remove(call->live->watch, &call->watcher);
-    if (call->live) call->live->pins--;
+    if (call->live) {
+        call->live->pins--;
+        if (call->live->job.state == KN_JOB_DELETED) kn_live_forget(s->live, &call->live);
+    }
     if (call->stream) {
         if (call->next_stream) call->next_stream->previous_stream = call->previous_stream;
         *(call->previous_stream ? &call->previous_stream->next_stream : &s->stream_calls) = call->next_stream;

@@ -196,7 +196,6 @@ static void on_published(void *context, kn_store_result *result)
     live->job.blob = blob;
     live->job.blob_bytes = live->output.bytes;
     memcpy(live->job.blob_sha256, live->output.sha256, KN_SHA256_BYTES);
-    live->job.expires_at = result->at + s->config->retention_seconds * 1000000;
     ended(s, live, result);
 }
 
@@ -207,7 +206,7 @@ static void publish(kn_server *s, kn_live *live)
     op.publish.blob = live->output.name;
     op.publish.bytes = live->output.bytes;
     op.publish.used_us = live->job.used_us;
-    op.publish.expires_at = kn_now_us() + s->config->retention_seconds * 1000000;
+    op.publish.expires_at = live->job.expires_at = kn_now_us() + s->config->retention_seconds * 1000000;
     memcpy(op.publish.sha256, live->output.sha256, KN_SHA256_BYTES);
     ask(s, live, &op, on_published);
 }
