@@ -8,7 +8,8 @@
  *   input -> sealed memfd, output memfd of exactly
  *   width x height x 3 bytes, sealed in size
  *   start, ten second timer             ------>   rlimits, no_new_privs, Landlock, open the decoder, seccomp
- *                                                 decode, check the size, convert into the output
+ *                                                 take out what is not picture, decode, check the size,
+ *                                                 convert into the output
  *   fixed-size report, exit status      <------   report, exit
  *   map the output, call back, unmap
  *
@@ -46,8 +47,8 @@ typedef struct kn_sandbox_result {
     const char *error;  /* one line for the client, "" after success; valid for the call */
     kn_image_info info; /* from the header */
     const uint8_t *rgb; /* [height, width, 3], red first; NULL without success; valid for the call */
-    int32_t signal;     /* that ended the child, 0: it exited; SIGSYS: it tried what it may not */
-    bool timed_out;     /* killed after KN_SANDBOX_WALL_S */
+    int32_t signal;     /* that ended the child, 0: it exited; SIGSYS: it tried what it may not; for metrics */
+    bool timed_out;     /* killed by the clock */
 } kn_sandbox_result;
 
 /* Called from the event loop, never from inside kn_sandbox_decode; it may decode and cancel, and must not destroy. */

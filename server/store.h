@@ -38,6 +38,7 @@
 
 enum {
     KN_STORE_BATCH_MAX = 1024,       /* operations of one transaction */
+    KN_STORE_BATCH_BYTES = 16 << 20, /* of its operations, after which it takes no further one */
     KN_STORE_PENDING_DEFAULT = 4096, /* operations submitted and not drained */
     KN_STORE_PENDING_MAX = 1 << 20,  /* of params.max_pending */
     KN_STORE_TEXT_BYTES = 1 << 20,   /* of prompt, request and extra each, without the NUL */

@@ -231,7 +231,11 @@ static kn_store_nodes wait_for_batch(kn_store *store)
     kn_store_nodes batch = {0};
     pthread_mutex_lock(&store->mutex);
     while (!store->queue.first && !store->closing) pthread_cond_wait(&store->queued, &store->mutex);
-    for (int i = 0; i < KN_STORE_BATCH_MAX && store->queue.first; i++) append(&batch, take_first(&store->queue));
+    size_t bytes = 0;
+    for (int i = 0; i < KN_STORE_BATCH_MAX && bytes < KN_STORE_BATCH_BYTES && store->queue.first; i++) {
+        bytes += store->queue.first->bytes;
+        append(&batch, take_first(&store->queue));
+    }
     pthread_mutex_unlock(&store->mutex);
     return batch;
 }

@@ -139,8 +139,8 @@ static void test_children_that_misbehave(void **state)
         "printf '\\001\\000\\000\\000\\011' >&3; sleep 60", /* a type that does not exist */
         "printf '\\010\\000\\000\\000\\001\\000\\000\\000\\000\\000\\000\\000' >&3; sleep 60", /* a configuration */
         /* A result for ticket 7, which nobody gave: type, ticket, outcome, status, wait, an empty text. */
-        "printf '\\033\\000\\000\\000\\003\\007\\000\\000\\000\\000\\000\\000\\000\\000\\310\\000\\000\\000"
-        "\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000' >&3; sleep 60",
+        ("printf '\\033\\000\\000\\000\\003\\007\\000\\000\\000\\000\\000\\000\\000\\000\\310\\000\\000\\000"
+         "\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000' >&3; sleep 60"),
     };
     for (size_t i = 0; i < sizeof scripts / sizeof *scripts; i++) {
         folder at;

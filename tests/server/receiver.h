@@ -143,6 +143,11 @@ static inline void receiver_answer(receiver_peer *p, const char *path)
     if (strcmp(path, "/huge") == 0)
         receiver_flood(p, "HTTP/1.1 200 OK\r\nContent-Length: 10737418240\r\n\r\n", "0123456789abcdef");
     if (strcmp(path, "/headers") == 0) receiver_flood(p, "HTTP/1.1 200 OK\r\n", "x-more: 0123456789abcdef\r\n");
+    if (strcmp(path, "/many-headers") == 0) { /* 78 KiB, and then a proper end */
+        receiver_say(p, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n");
+        for (int i = 0; i < 3072; i++) receiver_say(p, "x-more: 0123456789abcdef\r\n");
+        receiver_say(p, "\r\n");
+    }
     if (strcmp(path, "/slow") == 0) receiver_slow(p);
 }
 

@@ -209,25 +209,27 @@ static void test_picture_bomb(void **state)
     studio_close(&s);
 }
 
-/* The header says one size and the data another: the second is what a decoder would allocate. */
-static void test_second_header_cannot_grow_the_picture(void **state)
+/* The header says one size and a second header another: larger it would be allocated, smaller it would be overread. */
+static void test_second_header_cannot_change_the_picture(void **state)
 {
     (void)state;
     studio s = studio_open(NULL);
-    upload u = picture(1);
-    size_t frame = 2;
-    while (!(u.bytes[frame] == 0xff && u.bytes[frame + 1] >= 0xc0 && u.bytes[frame + 1] <= 0xc2)) frame++;
-    const size_t length = 2 + ((size_t)u.bytes[frame + 2] << 8 | u.bytes[frame + 3]);
-    uint8_t second[64];
-    assert_true(length < sizeof second);
-    memcpy(second, u.bytes + frame, length);
-    second[5] = 0x20; /* 8,192 rows */
-    second[7] = 0x20; /* 8,192 columns */
-    upload_insert(&u, frame + length, second, length);
-    decoded d = studio_decode(&s, u.bytes, u.count);
-    assert_int_equal(d.status, KN_CORRUPT);
-    assert_int_equal(d.signal, 0);
-    upload_free(&u);
+    for (int larger = 0; larger < 2; larger++) {
+        upload u = picture(1);
+        size_t frame = 2;
+        while (!(u.bytes[frame] == 0xff && u.bytes[frame + 1] >= 0xc0 && u.bytes[frame + 1] <= 0xc2)) frame++;
+        const size_t length = 2 + ((size_t)u.bytes[frame + 2] << 8 | u.bytes[frame + 3]);
+        uint8_t second[64];
+        assert_true(length < sizeof second);
+        memcpy(second, u.bytes + frame, length);
+        second[5] = second[7] = larger ? 0x20 : 0; /* 8,192 and more, or 8 rows and columns */
+        if (!larger) second[6] = second[8] = 8;
+        upload_insert(&u, frame + length, second, length);
+        decoded d = studio_decode(&s, u.bytes, u.count);
+        assert_int_equal(d.status, KN_CORRUPT);
+        assert_int_equal(d.signal, 0);
+        upload_free(&u);
+    }
     studio_close(&s);
 }
 
@@ -338,7 +340,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_flipped_bits),
         cmocka_unit_test(test_profile_and_text_bombs),
         cmocka_unit_test(test_picture_bomb),
-        cmocka_unit_test(test_second_header_cannot_grow_the_picture),
+        cmocka_unit_test(test_second_header_cannot_change_the_picture),
         cmocka_unit_test(test_only_the_sniffed_decoder_runs),
         cmocka_unit_test(test_forbidden_calls_end_the_child),
         cmocka_unit_test(test_layers_below_the_filter),

@@ -194,12 +194,14 @@ typedef struct fixture {
     char directory[PATH_BYTES];
     kn_store *store;
     _Atomic int64_t now;
+    _Atomic int asked;    /* for the time */
     pthread_mutex_t gate; /* held by a test: the store thread waits when it asks for the time */
 } fixture;
 
 HELPER int64_t fixture_now(void *context)
 {
     fixture *f = context;
+    atomic_fetch_add(&f->asked, 1);
     pthread_mutex_lock(&f->gate);
     pthread_mutex_unlock(&f->gate);
     return atomic_load(&f->now);

@@ -91,11 +91,176 @@ static void test_one_failure_is_its_own(void **state)
     assert_int_equal(kn_store_audit_verify(f->store, NULL, NULL), KN_OK); /* the failed one left no gap */
 }
 
+/* Holds the store's thread inside a transaction of its own; the gate is locked when it returns. */
+static void hold_thread(fixture *f)
+{
+    const kn_store_op op = {.kind = KN_STORE_PURGE, .batch = 1};
+    pthread_mutex_lock(&f->gate);
+    atomic_store(&f->asked, 0);
+    assert_int_equal(kn_store_submit_op(f->store, &op, NULL, NULL), KN_OK);
+    while (atomic_load(&f->asked) == 0) usleep(100);
+}
+
+static void finish_all(fixture *f)
+{
+    while (kn_store_read_stats(f->store).pending > 0) {
+        kn_store_wait(f->store, -1);
+        kn_store_drain(f->store);
+    }
+}
+
+static void test_batch_is_bounded(void **state)
+{
+    fixture *f = *state;
+    const kn_store_op op = {.kind = KN_STORE_AUDIT, .id = "x", .audit = {.action = "test"}};
+    for (int more = 0; more < 2; more++) {
+        const uint64_t before = kn_store_read_stats(f->store).transactions;
+        hold_thread(f);
+        for (int i = 0; i < KN_STORE_BATCH_MAX + more; i++)
+            assert_int_equal(kn_store_submit_op(f->store, &op, NULL, NULL), KN_OK);
+        pthread_mutex_unlock(&f->gate);
+        finish_all(f);
+        assert_int_equal(kn_store_read_stats(f->store).transactions - before, 2 + more); /* the one that held, too */
+    }
+}
+
+static char *megabyte(void)
+{
+    char *text = kn_alloc(KN_STORE_TEXT_BYTES + 1);
+    assert_non_null(text);
+    memset(text, 'a', KN_STORE_TEXT_BYTES);
+    return text;
+}
+
+static kn_status submit_large(fixture *f, char *text, int *done)
+{
+    kn_job job;
+    fill_job(&job, "acme");
+    job.prompt = job.request = job.extra = text;
+    const kn_store_op op = submit_of(&job);
+    return kn_store_submit_op(f->store, &op, count_done, done);
+}
+
+static void test_queue_is_bounded_in_bytes(void **state)
+{
+    fixture *f = *state;
+    int done = 0, fit = 0;
+    char *text = megabyte(), message[KN_STORE_MESSAGE_BYTES];
+    const kn_store_op small = {.kind = KN_STORE_AUDIT, .id = "x", .audit = {.action = "test"}};
+    kn_status st = KN_OK;
+    const uint64_t transactions = kn_store_read_stats(f->store).transactions;
+    hold_thread(f);
+    while (fit < 1000 && (st = submit_large(f, text, &done)) == KN_OK) fit++;
+    snprintf(message, sizeof message, "%s", kn_fail_message());
+    const kn_status after = kn_store_submit_op(f->store, &small, count_done, &done); /* what fits still goes in */
+    pthread_mutex_unlock(&f->gate);
+    assert_int_equal(st, KN_AGAIN);
+    assert_non_null(strstr(message, "bytes"));
+    assert_int_equal(fit, KN_STORE_PENDING_BYTES_MAX / (3 * KN_STORE_TEXT_BYTES + 4096));
+    assert_int_equal(after, KN_OK);
+    finish_all(f);
+    assert_int_equal(done, fit + 1);
+    const int each = KN_STORE_BATCH_BYTES / (3 * KN_STORE_TEXT_BYTES) + 1; /* the one that passes the limit is in it */
+    assert_int_equal(kn_store_read_stats(f->store).transactions - transactions, 1 + (fit + each) / each);
+    assert_int_equal(submit_large(f, text, &done), KN_OK);
+    finish_all(f);
+    kn_free(text);
+}
+
+/* ---- readers ---- */
+
+typedef struct reader {
+    fixture *fixture;
+    pthread_t thread;
+    _Atomic int *inside;
+    pthread_mutex_t *leave;
+} reader;
+
+static kn_status stay(void *context, const kn_job *job)
+{
+    reader *r = context;
+    (void)job;
+    atomic_fetch_add(r->inside, 1);
+    pthread_mutex_lock(r->leave);
+    pthread_mutex_unlock(r->leave);
+    return KN_CANCELLED; /* one row is enough */
+}
+
+static void *read_slowly(void *opaque)
+{
+    reader *r = opaque;
+    return kn_store_load_unfinished(r->fixture->store, stay, r) == KN_CANCELLED ? r : NULL;
+}
+
+static void start_reader(reader *r, fixture *f, _Atomic int *inside, pthread_mutex_t *leave)
+{
+    *r = (reader){.fixture = f, .inside = inside, .leave = leave};
+    assert_int_equal(pthread_create(&r->thread, NULL, read_slowly, r), 0);
+}
+
+static void test_readers_are_bounded(void **state)
+{
+    fixture *f = *state;
+    enum { MORE = KN_STORE_READERS + 1 };
+    reader readers[MORE];
+    _Atomic int inside = 0;
+    pthread_mutex_t leave = PTHREAD_MUTEX_INITIALIZER;
+    kn_job job;
+    void *ended;
+    submit_job(f->store, &job, "acme");
+    pthread_mutex_lock(&leave);
+    for (int i = 0; i < MORE; i++) start_reader(&readers[i], f, &inside, &leave);
+    while (atomic_load(&inside) < KN_STORE_READERS) usleep(100);
+    usleep(20000); /* time in which a fifth could come in */
+    assert_int_equal(atomic_load(&inside), KN_STORE_READERS);
+    submit_job(f->store, &job, "acme"); /* readers keep nobody from writing */
+    pthread_mutex_unlock(&leave);
+    for (int i = 0; i < MORE; i++) {
+        pthread_join(readers[i].thread, &ended);
+        assert_non_null(ended);
+    }
+    assert_int_equal(atomic_load(&inside), MORE);
+}
+
+/* A reader that stays keeps the log from being begun again; when it has gone the log goes too. */
+static void test_log_behind_a_reader(void **state)
+{
+    fixture *f = *state;
+    reader r;
+    _Atomic int inside = 0;
+    pthread_mutex_t leave = PTHREAD_MUTEX_INITIALIZER;
+    kn_job job;
+    int done = 0, sent = 0;
+    char *text = megabyte();
+    submit_job(f->store, &job, "acme");
+    pthread_mutex_lock(&leave);
+    start_reader(&r, f, &inside, &leave);
+    while (atomic_load(&inside) == 0) usleep(100);
+    while (kn_store_read_stats(f->store).wal_bytes <= KN_STORE_WAL_MAX) {
+        assert_int_equal(submit_large(f, text, &done), KN_OK);
+        finish_all(f);
+        sent++;
+    }
+    assert_int_equal(done, sent); /* acknowledged all the same */
+    pthread_mutex_unlock(&leave);
+    pthread_join(r.thread, NULL);
+    const uint64_t before = kn_store_read_stats(f->store).checkpoints;
+    while (kn_store_read_stats(f->store).checkpoints == before) {
+        assert_int_equal(submit_large(f, text, &done), KN_OK);
+        finish_all(f);
+        assert_true(++sent < 100);
+    }
+    submit_job(f->store, &job, "acme");
+    assert_true(kn_store_read_stats(f->store).wal_bytes < KN_STORE_WAL_CHECKPOINT);
+    kn_free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        STORE_TEST(test_queue_is_bounded),
-        STORE_TEST(test_one_failure_is_its_own),
+        STORE_TEST(test_queue_is_bounded),    STORE_TEST(test_one_failure_is_its_own),
+        STORE_TEST(test_batch_is_bounded),    STORE_TEST(test_queue_is_bounded_in_bytes),
+        STORE_TEST(test_readers_are_bounded), STORE_TEST(test_log_behind_a_reader),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
