@@ -4,7 +4,7 @@
 
 #include "benchmarks/bench.h"
 
-/* The part "store": durable submits, and the start beside a million finished jobs, in $TMPDIR (1.5 GB for a while).
+/* The part "store": durable submits, and the start beside a million finished jobs, in $TMPDIR (0.6 GB for a while).
  * Needs no device. */
 kn_status kn_bench_store(kn_bench *bench);
 

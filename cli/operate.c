@@ -70,7 +70,7 @@ static void put_time(char out[24], const json_t *value)
     const time_t at = (time_t)json_integer_value(value);
     struct tm parts;
     if (!json_is_integer(value) || !gmtime_r(&at, &parts) || strftime(out, 24, "%Y-%m-%d %H:%M:%SZ", &parts) == 0)
-        strcpy(out, "-");
+        memcpy(out, "-", 2);
 }
 
 /* ---- jobs ---- */

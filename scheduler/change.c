@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What happened. Every change is checked as a whole before anything is written. */
-#include "scheduler/core.h"
+#include "scheduler/state.h"
 
 #include <math.h>
 #include <string.h>

@@ -7,7 +7,7 @@
  * deadline is harmed by the longer slice. Where denoising in a pack pays, a waiting job is started early, with a text
  * slice between two steps of the others, and joins them at the next step: that is continuous batching. Texts are
  * encoded in one pack for as many as can then denoise together. */
-#include "scheduler/core.h"
+#include "scheduler/state.h"
 
 #include <stddef.h>
 #include <string.h>

@@ -7,7 +7,7 @@
  * what is planned and what has started, the higher classes, its own tenant's earlier jobs, and of every other tenant
  * of its class as much as fair sharing serves meanwhile: with P the work of those earlier jobs, the lesser of the
  * other's backlog and P x its weight / the own weight. All devices share it. */
-#include "scheduler/core.h"
+#include "scheduler/state.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -2,7 +2,7 @@
  *
  * Slots for jobs, and a hash table from key to slot: open addressing with linear probing, at most half full; a removal
  * moves later entries of the same run back (Knuth, The Art of Computer Programming 3, 6.4, algorithm R). */
-#include "scheduler/core.h"
+#include "scheduler/state.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Where a job that does not run belongs (core.h names the places), and the sums that follow from it. */
-#include "scheduler/core.h"
+ * Where a job that does not run belongs (state.h names the places), and the sums that follow from it. */
+#include "scheduler/state.h"
 
 #include <math.h>
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Who resides on a device, and the memory that takes. */
-#include "scheduler/core.h"
+#include "scheduler/state.h"
 
 #include <assert.h>
 

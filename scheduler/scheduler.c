@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Creation, names and figures; core.h says where the rest is. */
-#include "scheduler/core.h"
+ * Creation, names and figures; state.h says where the rest is. */
+#include "scheduler/state.h"
 
 #include <string.h>
 

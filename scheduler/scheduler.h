@@ -18,7 +18,7 @@
  *                 ▲                       │ slice failed, device down        │ release
  *                 └───────────────────────┴──────────────────────────────────┘
  *
- * How it decides (scheduler/policy.c): jobs with a deadline are planned on a device in order of deadline, as long as
+ * How it decides (scheduler/choice.c): jobs with a deadline are planned on a device in order of deadline, as long as
  * every one of them can be met; when not all can, the plan gives up the job that costs most for its worth, which is
  * late alone instead of making the others late. Everything else shares what is left by priority class, inside a class
  * by weighted fair time between tenants, inside a tenant in order of arrival. A job that has not been served for

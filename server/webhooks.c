@@ -2,8 +2,6 @@
  *
  * Due deliveries, from the store to the notifier and their results back. The store remembers what is due and the
  * notifier what is under way; here is only which of the due ones are under way already. */
-#define _POSIX_C_SOURCE 200809L
-
 #include <string.h>
 #include <sys/random.h>
 
@@ -23,6 +21,7 @@ enum {
 typedef struct underway {
     int64_t ids[OUT_MAX];
     int64_t first_at[OUT_MAX]; /* of the event */
+    char endpoints[OUT_MAX][KN_ENDPOINT_ID_BYTES];
     int32_t count;
 } underway;
 
@@ -38,14 +37,18 @@ static int32_t find(const underway *u, int64_t id)
     return -1;
 }
 
-static int64_t take(underway *u, int64_t id)
+/* Time of its event; 0: it is not under way. */
+static int64_t take(underway *u, int64_t id, char endpoint[KN_ENDPOINT_ID_BYTES])
 {
     const int32_t i = find(u, id);
+    endpoint[0] = '\0';
     if (i < 0) return 0;
+    memcpy(endpoint, u->endpoints[i], KN_ENDPOINT_ID_BYTES);
     const int64_t at = u->first_at[i];
     u->count--;
     u->ids[i] = u->ids[u->count];
     u->first_at[i] = u->first_at[u->count];
+    memmove(u->endpoints[i], u->endpoints[u->count], KN_ENDPOINT_ID_BYTES);
     return at;
 }
 
@@ -70,12 +73,22 @@ static void record(kn_server *s, int64_t id, kn_delivery_outcome outcome, int64_
         kn_log(KN_LOG_WARNING, "a delivery's result was not kept, it will be repeated: %s", kn_fail_message());
 }
 
+/* It answered that there will be nothing there any more. */
+static void disable(kn_server *s, const char *endpoint)
+{
+    const kn_store_op op = {.kind = KN_STORE_ENDPOINT_DISABLE, .id = endpoint};
+    kn_log_event(KN_LOG_WARNING, KN_LOG_WITH(kn_log_text("endpoint", endpoint)), "a webhook endpoint is gone (410)");
+    if (kn_store_submit_op(s->store, &op, NULL, NULL) != KN_OK)
+        kn_log(KN_LOG_WARNING, "the endpoint was not switched off: %s", kn_fail_message());
+}
+
 static void on_completed(void *context, const kn_delivery_result *result)
 {
     kn_server *s = context;
     uint64_t random = 0;
     kn_point(KN_POINT_delivery_answered);
-    const int64_t now = kn_now_us(), since = take(underway_of(s), result->id);
+    char endpoint[KN_ENDPOINT_ID_BYTES];
+    const int64_t now = kn_now_us(), since = take(underway_of(s), result->id, endpoint);
     if (getrandom(&random, sizeof random, 0) != sizeof random) random = (uint64_t)now;
     const kn_webhook_retry retry = {.attempt = result->attempt,
                                     .age_us = now > since ? now - since : 0,
@@ -93,6 +106,7 @@ static void on_completed(void *context, const kn_delivery_result *result)
                             : delay >= 0                            ? "retried"
                             : result->outcome == KN_WEBHOOK_REFUSED ? "refused"
                                                                     : "dropped"));
+    if (result->outcome == KN_WEBHOOK_GONE && endpoint[0]) disable(s, endpoint);
     kn_webhooks_soon(s);
 }
 
@@ -111,18 +125,17 @@ static kn_status collect(void *context, const kn_delivery_row *row)
     return KN_OK;
 }
 
-/* False: the notifier takes no more now. */
+/* False: the notifier takes no more now, for anybody. */
 static bool send_one(kn_server *s, const kn_delivery_row *row)
 {
     char body[512];
     kn_text text = kn_text_fixed(body, sizeof body);
     underway *u = underway_of(s);
     const char *secrets[KN_WEBHOOK_SECRETS_MAX];
-    char all[KN_ENDPOINT_SECRET_BYTES], *rest = all;
+    char all[KN_ENDPOINT_SECRET_BYTES];
     size_t count = 0;
     memcpy(all, row->secret, sizeof all);
-    for (char *secret; count < KN_WEBHOOK_SECRETS_MAX && (secret = strtok_r(rest, " ", &rest));)
-        secrets[count++] = secret;
+    kn_status st = kn_webhook_split_secrets(all, secrets, &count);
     kn_video_event_write(&text, row->event_id, row->event_at, kn_webhook_event_name(row->event), row->job_id);
     const kn_delivery delivery = {.id = row->id,
                                   .attempt = row->attempts + 1,
@@ -132,17 +145,18 @@ static bool send_one(kn_server *s, const kn_delivery_row *row)
                                   .event_id = row->event_id,
                                   .body = text.bytes,
                                   .body_bytes = text.count};
-    const kn_status st = kn_notifier_send(s->notifier, &delivery);
+    if (st == KN_OK) st = kn_notifier_send(s->notifier, &delivery);
     kn_point(KN_POINT_delivery_sent);
     if (st == KN_OK) {
         u->ids[u->count] = row->id;
+        memcpy(u->endpoints[u->count], row->endpoint_id, KN_ENDPOINT_ID_BYTES);
         u->first_at[u->count++] = row->event_at;
     } else if (st == KN_INVALID) {
         record(s, row->id, KN_DELIVERY_DEAD, 0, 0, kn_fail_message());
         kn_metric_add(s->meters->webhook_deliveries, 1.0, KN_LABELS("refused"));
     }
     memset(all, 0, sizeof all);
-    return st == KN_OK || st == KN_INVALID;
+    return st == KN_OK || st == KN_INVALID || kn_notifier_room(s->notifier) > 0; /* one host may have its share full */
 }
 
 static void on_time(evutil_socket_t fd, short what, void *context)

@@ -28,8 +28,8 @@ static kn_status hear(void *context, const kn_watch_event *event)
 {
     heard *h = context;
     h->count++;
-    strncat(h->data, event->data, event->bytes);
-    strcat(h->data, ";");
+    const size_t used = strlen(h->data);
+    snprintf(h->data + used, sizeof h->data - used, "%.*s;", (int)event->bytes, event->data);
     memcpy(h->last_id, event->id, sizeof h->last_id);
     h->ended |= event->last;
     return h->refuse_after && h->count >= h->refuse_after ? KN_AGAIN : KN_OK;

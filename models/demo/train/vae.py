@@ -184,8 +184,8 @@ def split_parameters(vae):
 
 
 def adopt(options):
-    """The exported autoencoder as this run's finished one, with the scale of its latents: the exported transformer knows
-    no other."""
+    """The exported autoencoder as this run's finished one, with its latents' scale: the exported transformer knows no
+    other."""
     vae = AutoencoderKLWan.from_pretrained(Path(options.warm) / "vae", torch_dtype=torch.float32)
     weights = {f"average/{n}": p.detach() for n, p in vae.named_parameters()}
     optimize.save_checkpoint(options.run, "vae", weights, {"step": 0, "seconds": 0.0, "done": True, "log": []})

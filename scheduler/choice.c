@@ -13,7 +13,7 @@
  * Before that the plan is brought in order: deadlines that can no longer be met are given up, and jobs that were in no
  * plan get a place when there is one now. A deadline job therefore preempts another only if both can be met, or if
  * place.c found that one must give way to lighter ones. */
-#include "scheduler/core.h"
+#include "scheduler/state.h"
 
 enum {
     SPARE_LOOKED_AT = 2, /* per decision; every device goes round the whole queue in turn */

@@ -6,7 +6,7 @@
  *   place.c     where a job that does not run belongs: a plan, the spare queue, its tenant's queue
  *   residence.c memory and residents of a device
  *   change.c    what happened
- *   policy.c    which job leads the next slice of a device
+ *   choice.c    which job leads the next slice of a device
  *   decide.c    its pack mates, its room, the assignment
  *   estimate.c  promises
  *
@@ -16,8 +16,8 @@
  *   spare      it has a deadline that could be met, but in no plan without breaking another; not resident
  *   fair       it waits in its tenant's queue of its class; not resident
  *   nowhere    it resides on a device without being planned, or its release there is not confirmed yet */
-#ifndef KN_SCHEDULER_CORE_H
-#define KN_SCHEDULER_CORE_H
+#ifndef KN_SCHEDULER_STATE_H
+#define KN_SCHEDULER_STATE_H
 
 #include "scheduler/cost.h"
 #include "scheduler/queue.h"
@@ -194,7 +194,7 @@ void kn_core_leave(kn_scheduler *s, int32_t slot);
 /* Progress of a job that has to start again from a checkpoint at `step`. */
 kn_job_progress kn_core_restart(const kn_core_job *job, int32_t step);
 
-/* ---- policy.c ---- */
+/* ---- choice.c ---- */
 
 /* The job that leads the device's next slice; KN_NO_SLOT: nothing to do. */
 int32_t kn_core_lead(kn_scheduler *s, int32_t device, int64_t now_ns, bool *aged);
