@@ -74,7 +74,7 @@ COVERED = {
     "server/webhooks.c": "tests/kill/kill.py",
     "server/page.c": "tests/page/page.py",
     "base/point.c": "tests/kill/kill.py",
-    "server/store_rows.c": "tests/server/store_query.c",
+    "server/store_rows.c": "tests/server/store_admin.c",
     "server/store_schema.c": "tests/server/store_sqlite.c",
     "server/fleet_device.c": "tests/server/fleet.c",
     "server/runner_*.c": "tests/server/runner.c",
