@@ -37,8 +37,8 @@ static kn_status parse_settings(kn_bench_settings *s, int argc, char **argv)
     kn_cli_extent size = {0};
     bool layers_given = false;
     const kn_option options[] = {
-        {"only", 0, "PARTS", "some of machine,ops,dit,vae,text,generate,store,http; default all", parse_parts,
-         &s->parts, NULL},
+        {"only", 0, "PARTS", "some of machine,ops,dit,vae,text,generate,store,http; default all but the last two",
+         parse_parts, &s->parts, NULL},
         {"model", 'm', "DIR", "a model folder, with all its layers", kn_cli_text, &s->model, NULL},
         {"preset", 0, "NAME", "random weights of wan2.1-1.3b (default) or wan2.1-14b", kn_cli_text, &s->preset, NULL},
         {"layers", 0, "N", "transformer layers of the preset; default 6", kn_cli_int32, &s->layers, &layers_given},
@@ -74,7 +74,7 @@ fail:
 
 int kn_cli_bench(int argc, char **argv)
 {
-    kn_bench_settings s = {.parts = (1u << KN_BENCH_PARTS) - 1,
+    kn_bench_settings s = {.parts = (1u << KN_BENCH_STORE) - 1,
                            .layers = LAYERS,
                            .text_layers = TEXT_LAYERS,
                            .repeat = REPEAT,

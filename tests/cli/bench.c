@@ -130,7 +130,7 @@ static void refuses_wrong_usage(void **state)
         int code;
         const char *says;
     } cases[] = {
-        {"bench --only dit,nothing", 64, "machine, ops, dit, vae, text and generate"},
+        {"bench --only dit,nothing", 64, "machine, ops, dit, vae, text, generate, store and http"},
         {"bench --only ''", 64, "its parts are"},
         {"bench --repeat 101", 64, "--repeat is 101; at most 100"},
         {"bench --model '" MODEL "' --layers 2", 64, "--model"},
