@@ -114,8 +114,8 @@ static kn_status run_jobs(const settings *s, json_t **answer, char **text)
     const bool list = strcmp(verb, "list") == 0, show = strcmp(verb, "show") == 0;
     if (!list && !show && strcmp(verb, "cancel") != 0 && strcmp(verb, "retry") != 0)
         return kn_fail(KN_INVALID, "\"%s\": jobs list, show ID, cancel ID or retry ID", verb);
-    if (s->word_count != (list ? s->word_count : 2) || s->word_count > 2)
-        return kn_fail(KN_INVALID, "jobs %s takes one id", verb);
+    if (list ? s->word_count > 1 : s->word_count != 2)
+        return kn_fail(KN_INVALID, "jobs %s takes %s", verb, list ? "no id" : "one id");
     path = list   ? kn_format("/admin/jobs?limit=%d", s->limit ? s->limit : 50)
            : show ? kn_format("/admin/jobs/%s", s->words[1])
                   : kn_format("/admin/jobs/%s/%s", s->words[1], verb);

@@ -17,6 +17,7 @@
 static void free_call(kn_call *call)
 {
     kn_server *s = call->server;
+    s->calls--;
     if (call->watcher) kn_watch_remove(call->live->watch, &call->watcher);
     if (call->live) {
         call->live->pins--;
@@ -124,7 +125,7 @@ void kn_call_json(kn_call *call, kn_text *text, const kn_http_reply_header *head
 
 void kn_call_error(kn_call *call, const kn_api_error *error)
 {
-    kn_http_reply_header headers[3];
+    kn_http_reply_header headers[4];
     char seconds[16], storage[2048];
     size_t count = 0;
     kn_text text = kn_text_fixed(storage, sizeof storage);
@@ -134,6 +135,7 @@ void kn_call_error(kn_call *call, const kn_api_error *error)
         headers[count++] = (kn_http_reply_header){"retry-after", seconds};
     }
     if (error->no_retry) headers[count++] = (kn_http_reply_header){"x-should-retry", "false"};
+    if (error->status == 405) headers[count++] = (kn_http_reply_header){"allow", call->allow};
     if (error->status == 401) headers[count++] = (kn_http_reply_header){"www-authenticate", "Bearer"};
     kn_call_reply(call, error->status, "application/json", text.bytes, text.count, headers, count);
 }
@@ -346,6 +348,13 @@ static bool matches(const char *pattern, const char *path, const char **paramete
     return *pattern == '\0' && *path == '\0';
 }
 
+static void add_allowed(kn_call *call, kn_http_method method)
+{
+    const size_t length = strlen(call->allow);
+    snprintf(call->allow + length, sizeof call->allow - length, "%s%s%s", length ? ", " : "",
+             kn_http_method_name(method), method == KN_HTTP_GET ? ", HEAD" : "");
+}
+
 /* NULL: *error says whether the path or the method is wrong. HEAD is GET whose body is not sent. */
 static const kn_route *find_route(const kn_route *table, size_t count, kn_call *call, kn_api_error *error)
 {
@@ -356,6 +365,7 @@ static const kn_route *find_route(const kn_route *table, size_t count, kn_call *
         if (!matches(table[i].pattern, call->path, &call->parameter)) continue;
         path_known = true;
         if (table[i].method == method) return &table[i];
+        add_allowed(call, table[i].method);
     }
     if (path_known)
         kn_api_method_not_allowed(error, kn_http_method_name(asked));
@@ -379,6 +389,8 @@ static bool authorize(kn_call *call, kn_api_error *error)
     call->principal = access.principal;
     call->limits = access.headers;
     if (!access.allowed) *error = access.error;
+    if (!access.allowed && access.error.status == 429 && call->route->scope == KN_SCOPE_SUBMIT)
+        kn_metric_add(s->meters->jobs_refused, 1.0, KN_LABELS("rate"));
     kn_metric_add(s->meters->authorizations, 1.0,
                   KN_LABELS(access.allowed               ? "allowed"
                             : access.error.status == 401 ? "unauthenticated"
@@ -405,6 +417,7 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
     }
     call->server = s;
     call->exchange = exchange;
+    s->calls++;
     kn_http_set_user(exchange, call);
     snprintf(call->path, sizeof call->path, "%s", kn_http_path(exchange));
     call->route = find_route(table, count, call, &error);

@@ -42,6 +42,7 @@ struct kn_call {
     const kn_route *route;
     const char *parameter; /* what stands for {id}; in `path` */
     char path[160];
+    char allow[32]; /* for 405: the methods of this path, "GET, HEAD, DELETE" */
     kn_principal principal;
     kn_limit_headers limits;
     int32_t pending; /* answers that will come back for it */

@@ -130,8 +130,13 @@ void kn_api_send_video(kn_call *call, kn_live *live)
         send_file(call, live, &variants[0]);
         return;
     }
-    if (live->job.state == KN_JOB_FAILED) /* a client that waits wants the reason, not that there is no content */
-        error.status = strcmp(live->job.error_code, KN_MODERATION_CODE) == 0 ? 400 : 500;
+    /* A client that waits wants the reason, not that there is no content. */
+    if (live->job.state == KN_JOB_FAILED) {
+        const bool blocked = strcmp(live->job.error_code, KN_MODERATION_CODE) == 0;
+        error.status = blocked ? 400 : 500;
+        if (!blocked) error.type = "server_error";
+    }
+    if (live->job.error_code[0]) error.code = live->job.error_code;
     if (live->job.error_message) snprintf(error.message, sizeof error.message, "%s", live->job.error_message);
     kn_call_error(call, &error);
 }

@@ -37,7 +37,7 @@ static kn_status add_row(void *context, const kn_job *row)
     KN_TRY(kn_job_copy(job, row));
     p->count++;
     KN_TRY(kn_video_summary_read(&p->summaries[p->count - 1], job));
-    const kn_live *live = kn_job_state_final(row->state) ? NULL : kn_live_find(p->server->live, row->id);
+    kn_live *live = kn_job_state_final(row->state) ? NULL : kn_live_find(p->server->live, row->id);
     if (!live) return KN_OK;
     item->job = &live->job;
     item->facts = kn_dispatch_facts(p->server, live);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A tenant's webhook endpoints. A secret is shown once, in the answer that makes it.
+ * A tenant's webhook endpoints, under the names of OpenAI's client.webhooks. A secret is shown once, in the answer that
+ * makes it.
  *
- *   POST   /v1/webhook_endpoints   {"url": "...", "events": ["video.completed", "video.failed"]}
+ *   POST   /v1/webhook_endpoints   {"url": "...", "name": "...", "event_types": ["video.completed", "video.failed"]}
  *   GET    /v1/webhook_endpoints
  *   DELETE /v1/webhook_endpoints/{id} */
 #include <stdio.h>
@@ -23,7 +24,9 @@ static void write_endpoint(kn_json_writer *w, const kn_endpoint_row *row, const 
     kn_json_write_string(w, "webhook_endpoint");
     kn_json_write_key(w, "url");
     kn_json_write_string(w, row->url);
-    kn_json_write_key(w, "events");
+    kn_json_write_key(w, "name");
+    kn_json_write_string(w, row->name);
+    kn_json_write_key(w, "event_types");
     kn_json_write_array(w);
     for (int i = 0; i < KN_WEBHOOK_EVENTS; i++)
         if (row->events >> i & 1) kn_json_write_string(w, kn_webhook_event_name((kn_webhook_event)i));
@@ -33,7 +36,7 @@ static void write_endpoint(kn_json_writer *w, const kn_endpoint_row *row, const 
     kn_json_write_key(w, "created_at");
     kn_json_write_int(w, row->created_at / 1000000);
     if (secret) {
-        kn_json_write_key(w, "secret");
+        kn_json_write_key(w, "signing_secret");
         kn_json_write_string(w, secret);
     }
     kn_json_write_object_end(w);
@@ -48,7 +51,7 @@ static kn_status read_events(uint32_t *out, const json_t *events, kn_api_error *
     *out = (1u << KN_WEBHOOK_EVENTS) - 1;
     if (!events) return KN_OK;
     if (!json_is_array(events) || json_array_size(events) == 0)
-        return kn_api_invalid_type(error, "events", "events must be an array of event names.");
+        return kn_api_invalid_type(error, "event_types", "event_types must be an array of event names.");
     *out = 0;
     json_array_foreach(events, index, value)
     {
@@ -57,9 +60,19 @@ static kn_status read_events(uint32_t *out, const json_t *events, kn_api_error *
                (!json_is_string(value) || strcmp(json_string_value(value), kn_webhook_event_name((kn_webhook_event)i))))
             i++;
         if (i == KN_WEBHOOK_EVENTS)
-            return kn_api_invalid_value(error, "events", "events may hold video.completed and video.failed.");
+            return kn_api_invalid_value(error, "event_types", "event_types may hold video.completed and video.failed.");
         *out |= 1u << i;
     }
+    return KN_OK;
+}
+
+static kn_status read_name(char out[KN_ENDPOINT_NAME_BYTES], const json_t *name, kn_api_error *error)
+{
+    if (!name) return KN_OK;
+    if (!json_is_string(name)) return kn_api_invalid_type(error, "name", "name must be a string.");
+    if (json_string_length(name) >= KN_ENDPOINT_NAME_BYTES)
+        return kn_api_invalid_value(error, "name", "name has at most %d bytes.", KN_ENDPOINT_NAME_BYTES - 1);
+    memcpy(out, json_string_value(name), json_string_length(name) + 1);
     return KN_OK;
 }
 
@@ -78,7 +91,8 @@ static kn_status read_row(const kn_call *call, kn_endpoint_row *row, kn_api_erro
     KN_TRY(kn_json_body_parse(&body, text, bytes, NULL, error));
     json_object_foreach(body, name, value)
     {
-        if (strcmp(name, "url") != 0 && strcmp(name, "events") != 0) KN_TRY(kn_api_unknown_parameter(error, name));
+        if (strcmp(name, "url") != 0 && strcmp(name, "name") != 0 && strcmp(name, "event_types") != 0)
+            KN_TRY(kn_api_unknown_parameter(error, name));
     }
     value = json_object_get(body, "url");
     if (!value) KN_TRY(kn_api_missing_parameter(error, "url"));
@@ -88,7 +102,8 @@ static kn_status read_row(const kn_call *call, kn_endpoint_row *row, kn_api_erro
     if (kn_webhook_url_parse(&url, json_string_value(value), &policy) != KN_OK)
         KN_TRY(kn_api_invalid_value(error, "url", "%s", kn_fail_message()));
     memcpy(row->url, json_string_value(value), json_string_length(value) + 1);
-    KN_TRY(read_events(&row->events, json_object_get(body, "events"), error));
+    KN_TRY(read_name(row->name, json_object_get(body, "name"), error));
+    KN_TRY(read_events(&row->events, json_object_get(body, "event_types"), error));
 fail:
     json_decref(body);
     return st;
@@ -167,7 +182,8 @@ static kn_status add_endpoint(void *context, const kn_endpoint_row *row)
 void kn_api_endpoint_list(kn_call *call)
 {
     kn_api_error error;
-    kn_text text = kn_text_growing(KN_ENDPOINTS_PER_TENANT * (KN_ENDPOINT_URL_BYTES * 6 + 1024));
+    kn_text text =
+        kn_text_growing(KN_ENDPOINTS_PER_TENANT * ((KN_ENDPOINT_URL_BYTES + KN_ENDPOINT_NAME_BYTES) * 6 + 1024));
     kn_json_writer w = kn_json_writer_on(&text);
     kn_json_write_object(&w);
     kn_json_write_key(&w, "object");
@@ -176,6 +192,8 @@ void kn_api_endpoint_list(kn_call *call)
     kn_json_write_array(&w);
     const kn_status st = kn_store_endpoints(call->server->store, call->principal.tenant, add_endpoint, &w);
     kn_json_write_array_end(&w);
+    kn_json_write_key(&w, "has_more"); /* all of them are here; without it clients ask for more for ever */
+    kn_json_write_bool(&w, false);
     kn_json_write_object_end(&w);
     if (st == KN_OK) {
         kn_call_json(call, &text, NULL, 0);

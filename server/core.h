@@ -81,6 +81,7 @@ typedef struct kn_server {
     kn_http_server *metrics;                 /* --metrics-listen; NULL: none of its own */
     struct kn_call *stream_calls;            /* server-sent events (api.h) */
     int32_t streams;
+    int32_t calls; /* requests being answered */
 
     struct kn_housekeeping *housekeeping;
     struct event *signal_events[4];
@@ -109,7 +110,7 @@ kn_status kn_dispatch_admission(kn_server *server, const kn_catalog_model *model
                                 const kn_request *request, kn_priority priority, const char *tenant,
                                 int64_t deadline_us, kn_admission *out);
 /* Progress, ETA and place in the queue, as of now. */
-kn_video_facts kn_dispatch_facts(kn_server *server, const kn_live *live);
+kn_video_facts kn_dispatch_facts(kn_server *server, kn_live *live);
 /* A watcher wants pictures: asks the worker for one where that is possible and not too often. */
 void kn_dispatch_preview(kn_server *server, kn_live *live);
 /* Jobs on devices are saved and released, for a stop. Returns how many are left. */

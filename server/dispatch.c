@@ -191,7 +191,6 @@ static void on_model_loaded(void *context, int32_t device, const kn_model_loaded
         seat->loaded |= bit;
         seat->refused &= ~bit;
         kn_metric_observe(s->meters->model_load_seconds, loaded->seconds, KN_LABELS(loaded->model));
-        kn_metric_set(s->meters->model_ready, 1.0, KN_LABELS(loaded->model));
     } else {
         seat->refused |= bit;
         kn_log_event(KN_LOG_ERROR,
@@ -233,8 +232,7 @@ static void lose_job(void *context, kn_live *live)
     live->device = -1;
     live->in_slice = false;
     live->next = (kn_slice){.kind = KN_SLICE_TEXT};
-    kn_metric_add(s->meters->job_restarts, 1.0,
-                  KN_LABELS(l->down->reason == KN_DOWN_HANG ? "worker_hung" : "worker_lost"));
+    kn_metric_add(s->meters->job_restarts, 1.0, KN_LABELS(kn_down_reason_name(l->down->reason)));
     if (live->stop.state != KN_JOB_QUEUED) {
         kn_end_advance(s, live);
         return;
@@ -467,7 +465,7 @@ kn_fleet_events kn_dispatch_events(kn_server *s)
 
 /* ---- figures ---- */
 
-kn_video_facts kn_dispatch_facts(kn_server *s, const kn_live *live)
+kn_video_facts kn_dispatch_facts(kn_server *s, kn_live *live)
 {
     kn_video_facts facts = kn_video_facts_none();
     kn_estimate estimate;
@@ -477,7 +475,7 @@ kn_video_facts kn_dispatch_facts(kn_server *s, const kn_live *live)
     if (st != KN_OK && st != KN_UNAVAILABLE) return facts;
     if (st == KN_OK) facts.eta_seconds = kn_clock_seconds(estimate.completion_ns - now);
     if (live->job.state == KN_JOB_QUEUED) {
-        facts.queue_position = estimate.position;
+        facts.queue_position = estimate.position > 0 ? estimate.position - 1 : 0;
         return facts;
     }
     facts.stage = kn_slice_name(live->next.kind);
@@ -485,6 +483,9 @@ kn_video_facts kn_dispatch_facts(kn_server *s, const kn_live *live)
         shape_of(s, live->model, &live->size, live->summary.steps, live->summary.width, live->summary.height);
     const int64_t total = kn_scheduler_job_ns(s->scheduler, &shape);
     if (total > 0) facts.progress = (int32_t)(100.0 * (double)(total - estimate.remaining_ns) / (double)total);
+    /* Costs are measured while the job runs, and a worker may be lost: what was shown once is not taken back. */
+    if (facts.progress > live->progress) live->progress = facts.progress;
+    facts.progress = live->progress;
     return facts;
 }
 

@@ -168,6 +168,15 @@ static void count_job(void *context, kn_live *live)
     kn_metric_add(s->meters->queued_device_seconds, (double)live->job.cost_us * 1e-6, KN_LABELS(model));
 }
 
+/* Is there a device for this model? */
+static bool can_run(const kn_server *s, int32_t model)
+{
+    if (!kn_catalog_at(s->catalog, model)->available) return false;
+    for (int32_t i = 0; i < s->seat_count; i++)
+        if (s->seats[i].up && !(s->seats[i].refused >> model & 1)) return true;
+    return false;
+}
+
 void kn_server_measure(kn_server *s)
 {
     const kn_meters *m = s->meters;
@@ -182,6 +191,9 @@ void kn_server_measure(kn_server *s)
         if (kn_scheduler_read_device(s->scheduler, i, &stats) == KN_OK)
             kn_metric_set(m->device_memory_used, (double)stats.memory_used, KN_LABELS(name, ""));
     }
+    for (int32_t i = 0; i < kn_catalog_count(s->catalog); i++)
+        kn_metric_set(m->model_ready, can_run(s, i), KN_LABELS(kn_catalog_at(s->catalog, i)->name));
+    kn_metric_set(m->http_requests_running, s->calls, KN_NO_LABELS);
     kn_metric_set(m->webhooks_pending, kn_webhooks_pending(s), KN_NO_LABELS);
     kn_metric_set(m->http_connections, kn_http_server_stats(s->http).connections, KN_NO_LABELS);
     kn_metric_set(m->event_streams, s->streams, KN_NO_LABELS);

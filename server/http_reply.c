@@ -206,6 +206,15 @@ static kn_status reply(kn_http_exchange *exchange, const kn_http_outgoing *outgo
     return KN_OK;
 }
 
+static const char *error_code(int status)
+{
+    switch (status) {
+    case 413: return "payload_too_large"; /* as kn_api_too_large() */
+    case 503: return "server_is_overloaded";
+    default: return status >= 500 ? "server_error" : "bad_request";
+    }
+}
+
 /* {"error": ...} as the API's clients unwrap it (api_error.h); `message` has no character that JSON escapes but '"',
  * which becomes "'". */
 static kn_status reply_error(kn_http_exchange *exchange, int status, const char *message)
@@ -218,7 +227,10 @@ static kn_status reply_error(kn_http_exchange *exchange, int status, const char 
     text[bytes] = '\0';
     const int body_bytes = snprintf(
         body, sizeof body, "{\"error\":{\"message\":\"%s\",\"type\":\"%s\",\"param\":null,\"code\":\"%s\"}}", text,
-        status >= 500 ? "server_error" : "invalid_request_error", status >= 500 ? "server_error" : "bad_request");
+        status == 503   ? "service_unavailable_error"
+        : status >= 500 ? "server_error"
+                        : "invalid_request_error",
+        error_code(status));
     const kn_http_outgoing outgoing = {
         .status = status,
         .content_type = "application/json",

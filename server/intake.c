@@ -28,6 +28,17 @@ static void refuse(kn_call *call, const kn_api_error *error, const char *reason)
     kn_call_error(call, error);
 }
 
+/* Of a refusal before anything was asked of the store. */
+static const char *reason_of(const kn_call *call, int status)
+{
+    switch (status) {
+    case 403: return "forbidden";
+    case 429: return "deadline";
+    case 503: return call->server->draining ? "draining" : "queue_full";
+    default: return "invalid";
+    }
+}
+
 /* ---- reading ---- */
 
 static kn_video_operation operation_of(const kn_call *call)
@@ -275,7 +286,7 @@ void kn_api_create(kn_call *call)
     if (st == KN_OK)
         moderate(call);
     else
-        refuse(call, &error, error.status == 503 ? "queue_full" : error.status == 429 ? "deadline" : "invalid");
+        refuse(call, &error, reason_of(call, error.status));
 }
 
 void kn_api_sync(kn_call *call)

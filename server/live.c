@@ -253,6 +253,7 @@ kn_status kn_live_revived(kn_live_table *t, kn_live *live)
     live->phase = KN_LIVE_WAITING;
     live->stop = (kn_live_stop){.state = KN_JOB_QUEUED};
     live->next = (kn_slice){.kind = KN_SLICE_TEXT};
+    live->progress = 0;
     live->job.state = KN_JOB_QUEUED;
     live->job.attempts = 0;
     live->job.started_at = live->job.completed_at = live->job.expires_at = 0;

@@ -59,6 +59,7 @@ typedef struct kn_live {
     bool asked;       /* ENDING: the store has been asked and has not answered */
     kn_output output; /* ENDING without stop: to be published */
     double stage_seconds[KN_SLICE_DONE];
+    int32_t progress; /* percent; the most that was shown */
 
     void *preview; /* the last picture; owned */
     size_t preview_bytes;

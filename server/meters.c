@@ -20,14 +20,14 @@
 
 static const char *const priorities[] = {"flex", "default", "priority"};
 static const char *const statuses[] = {"completed", "failed", "cancelled"};
-static const char *const reasons[] = {"none",     "cancelled",      "moderation_blocked", "worker_lost",
-                                      "poison",   "numeric",        "deadline",           "invalid",
-                                      "no_space", "consent_revoked"};
-static const char *const refusals[] = {"rate", "quota", "queue_full", "draining", "moderation", "forbidden", "store"};
+static const char *const reasons[] = {
+    "none",  "cancelled", "moderation_blocked", "poison", "checkpoint", "request", "numeric", "memory", "storage",
+    "model", "internal"};
+static const char *const refusals[] = {"invalid",    "forbidden", "rate",       "quota",  "deadline",
+                                       "queue_full", "draining",  "moderation", "storage"};
 static const char *const stages[] = {"text", "reference", "denoise", "decode", "mux"};
 static const char *const checkpoint_results[] = {"saved", "resumed", "rejected"};
-static const char *const restart_reasons[] = {"exited", "signalled", "hang",         "protocol",
-                                              "fatal",  "killed",    "server_start", "drain"};
+static const char *const restart_reasons[] = {"exited", "signalled", "hang", "protocol", "fatal", "killed"};
 static const char *const delivery_results[] = {"delivered", "retried", "refused", "dropped"};
 static const char *const moderation_stages[] = {"prompt", "output"};
 static const char *const verdicts[] = {"allow", "block", "failed"};

@@ -19,7 +19,7 @@ typedef struct kn_meters {
     kn_metric *jobs_queued;             /* jobs_queued{model,priority} */
     kn_metric *jobs_submitted;          /* jobs_submitted_total{model,priority} */
     kn_metric *jobs;                    /* jobs_total{model,status,reason} */
-    kn_metric *jobs_refused;            /* jobs_refused_total{reason}: rate, quota, queue_full, draining, moderation */
+    kn_metric *jobs_refused;            /* jobs_refused_total{reason}: invalid, rate, quota, queue_full, ... */
     kn_metric *queued_device_seconds;   /* queued_device_seconds{model}: estimate of the device time that waits */
     kn_metric *job_queue_seconds;       /* job_queue_seconds{priority}: submit to first slice */
     kn_metric *job_e2e_seconds;         /* job_e2e_seconds{model}: submit to completed */
@@ -30,7 +30,7 @@ typedef struct kn_meters {
     kn_metric *frames;                  /* frames_generated_total{model} */
     kn_metric *video_seconds;           /* video_seconds_generated_total{model} */
     kn_metric *checkpoints;             /* checkpoints_total{result}: saved, resumed, rejected */
-    kn_metric *job_restarts;            /* job_restarts_total{reason}: worker_lost, worker_hung, device_error, ... */
+    kn_metric *job_restarts;            /* job_restarts_total{reason}: exited, signalled, hang, ... */
     kn_metric *build;                   /* build_info{version,commit}: 1 */
     kn_metric *device;                  /* device_info{device,uuid}: 1; joins `device` with DCGM's UUID */
     kn_metric *device_ready;            /* device_ready{device}: 1 while slices or probes complete on it */

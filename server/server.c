@@ -461,6 +461,9 @@ static kn_status start(kn_server *s)
     KN_TRY(open_policy(s));
     KN_TRY(open_scheduler(s));
     KN_TRY(open_meters(s));
+    kn_metric_set(s->meters->config_reload_success, 1.0,
+                  KN_NO_LABELS); /* it has been read, or there would be no server */
+    kn_metric_set(s->meters->config_reload_time, (double)s->started_us * 1e-6, KN_NO_LABELS);
     KN_TRY(open_moderation(s));
     KN_TRY(kn_live_create(&s->live));
     KN_TRY(recover(s));

@@ -51,6 +51,7 @@ enum {
     KN_ENDPOINT_ID_BYTES = 40,             /* "we_" and 32 hexadecimal digits, or the operator's; with the NUL */
     KN_EVENT_ID_BYTES = 40,                /* "evt_" and 32 hexadecimal digits, with the NUL */
     KN_ENDPOINT_URL_BYTES = 2049,          /* with the NUL */
+    KN_ENDPOINT_NAME_BYTES = 257,          /* what its owner calls it, or ""; with the NUL */
     KN_ENDPOINT_SECRET_BYTES = 400,        /* one to four, "whsec_...", separated by spaces; with the NUL */
     KN_ENDPOINTS_PER_TENANT = 16,          /* the next one is refused with KN_INVALID */
     KN_KEY_MODELS_BYTES = 4096,            /* comma separated names, with the NUL */
@@ -188,6 +189,7 @@ typedef struct kn_endpoint_row {
     char id[KN_ENDPOINT_ID_BYTES];
     char tenant[KN_TENANT_BYTES];
     char url[KN_ENDPOINT_URL_BYTES];
+    char name[KN_ENDPOINT_NAME_BYTES];
     char secret[KN_ENDPOINT_SECRET_BYTES]; /* all that sign now */
     uint32_t events;                       /* bits of kn_webhook_event */
     bool enabled;

@@ -78,6 +78,7 @@ static kn_status check_endpoint(const kn_endpoint_row *row)
     KN_TRY(check_text("endpoint.id", row->id, sizeof row->id - 1, true));
     KN_TRY(check_text("endpoint.tenant", row->tenant, sizeof row->tenant - 1, true));
     KN_TRY(check_text("endpoint.url", row->url, sizeof row->url - 1, true));
+    KN_TRY(check_text("endpoint.name", row->name, sizeof row->name - 1, false));
     KN_TRY(check_text("endpoint.secret", row->secret, sizeof row->secret - 1, true));
     KN_TRY(check_number("endpoint.events", row->events, (1u << KN_WEBHOOK_EVENTS) - 1));
 fail:

@@ -76,10 +76,11 @@ static kn_status read_endpoint(sqlite3_stmt *s, kn_endpoint_row *out)
     KN_TRY(kn_column_text(s, 0, out->id, sizeof out->id));
     KN_TRY(kn_column_text(s, 1, out->tenant, sizeof out->tenant));
     KN_TRY(kn_column_text(s, 2, out->url, sizeof out->url));
-    KN_TRY(kn_column_text(s, 3, out->secret, sizeof out->secret));
-    out->events = (uint32_t)sqlite3_column_int64(s, 4);
-    out->enabled = sqlite3_column_int(s, 5) != 0;
-    out->created_at = sqlite3_column_int64(s, 6);
+    KN_TRY(kn_column_text(s, 3, out->name, sizeof out->name));
+    KN_TRY(kn_column_text(s, 4, out->secret, sizeof out->secret));
+    out->events = (uint32_t)sqlite3_column_int64(s, 5);
+    out->enabled = sqlite3_column_int(s, 6) != 0;
+    out->created_at = sqlite3_column_int64(s, 7);
 fail:
     return st;
 }
@@ -91,7 +92,7 @@ kn_status kn_store_endpoints(kn_store *store, const char *tenant, kn_store_endpo
     kn_endpoint_row endpoint;
     kn_query query;
     KN_TRY(kn_query_begin(&query, store,
-                          "SELECT id, tenant, url, secret, events, enabled, created_at FROM endpoints"
+                          "SELECT id, tenant, url, name, secret, events, enabled, created_at FROM endpoints"
                           " WHERE tenant = ifnull(?, tenant) ORDER BY created_at, id"));
     kn_bind_text(&query.binder, tenant);
     KN_TRY(kn_sql_step(&query.binder, &row));

@@ -67,7 +67,8 @@ static const char *const version_1[] = {
     " window_start INTEGER NOT NULL, window_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;",
 
     "CREATE TABLE endpoints("
-    " id TEXT NOT NULL PRIMARY KEY, tenant TEXT NOT NULL, url TEXT NOT NULL, secret TEXT NOT NULL,"
+    " id TEXT NOT NULL PRIMARY KEY, tenant TEXT NOT NULL, url TEXT NOT NULL, name TEXT NOT NULL,"
+    " secret TEXT NOT NULL,"
     " events INTEGER NOT NULL, enabled INTEGER NOT NULL CHECK(enabled IN (0, 1)),"
     " created_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;"
     "CREATE INDEX endpoints_tenant ON endpoints(tenant);"

@@ -23,7 +23,7 @@ static const char *state_event(kn_job_state state)
 }
 
 /* {"type": name, "video": {...}} */
-static void write_state(kn_server *s, const kn_live *live, kn_text *text, const char *name)
+static void write_state(kn_server *s, kn_live *live, kn_text *text, const char *name)
 {
     kn_text_format(text, "{\"type\":\"%s\",\"video\":", name);
     const kn_video_item item = {.job = &live->job, .summary = &live->summary, .facts = kn_dispatch_facts(s, live)};

@@ -24,6 +24,7 @@ struct kn_watch {
     uint32_t start;
     uint64_t number;                 /* of the newest event */
     uint64_t forgotten;              /* events up to and with this number are kept no more */
+    uint64_t ended;                  /* the newest one's, if it was the last; else 0 */
     kept ring[KN_WATCH_EVENTS_KEPT]; /* in order of number from `first` on */
     int32_t first, count;
     kn_watcher *watchers;
@@ -98,6 +99,7 @@ kn_status kn_watch_publish(kn_watch *w, const char *name, const char *data, size
             link = &watcher->next;
     }
     if (keep) keep_event(w, number, name, copy, bytes);
+    w->ended = last ? number : 0;
     return KN_OK;
 }
 
@@ -129,8 +131,8 @@ kn_status kn_watch_add(kn_watch *w, kn_watcher **out, kn_watch_fn *fn, void *con
         for (int32_t i = 0; i < w->count; i++) {
             const kept *k = &w->ring[(w->first + i) % KN_WATCH_EVENTS_KEPT];
             if (k->number <= number) continue;
-            const kn_watch_event event = event_of(w, k->number, k->name, k->data, k->bytes, false);
-            if (fn(context, &event) != KN_OK) {
+            const kn_watch_event event = event_of(w, k->number, k->name, k->data, k->bytes, k->number == w->ended);
+            if (fn(context, &event) != KN_OK || event.last) {
                 drop(w, &w->watchers);
                 return KN_OK;
             }

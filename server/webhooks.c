@@ -11,17 +11,23 @@
 #include "server/core.h"
 
 enum {
-    OUT_MAX = 256,     /* under way at a time */
-    BATCH = 64,        /* looked up at a time */
-    IDLE_SECONDS = 60, /* when nothing is due */
-    BUSY_SECONDS = 1,  /* when the notifier is full */
+    OUT_MAX = 256,         /* under way at a time */
+    ENDPOINT_OUT_MAX = 16, /* of these, to one endpoint: one that hangs leaves room for the others */
+    BATCH = 64,            /* taken up at a time */
+    LOOKED_AT = 1000,      /* for them */
+    IDLE_SECONDS = 60,     /* when nothing is due */
+    BUSY_SECONDS = 1,      /* while something is under way */
 };
 
-/* Ids under way, unsorted; few enough to walk. */
+/* A delivery from when it was sent until the store has its result: so long the store says that it is due. */
+typedef struct flight {
+    int64_t id, first_at; /* of the event */
+    char endpoint[KN_ENDPOINT_ID_BYTES];
+} flight;
+
+/* Unsorted; few enough to walk. */
 typedef struct underway {
-    int64_t ids[OUT_MAX];
-    int64_t first_at[OUT_MAX]; /* of the event */
-    char endpoints[OUT_MAX][KN_ENDPOINT_ID_BYTES];
+    flight flights[OUT_MAX];
     int32_t count;
 } underway;
 
@@ -30,26 +36,17 @@ static underway *underway_of(kn_server *s)
     return s->deliveries;
 }
 
-static int32_t find(const underway *u, int64_t id)
+static flight *find(underway *u, int64_t id)
 {
     for (int32_t i = 0; i < u->count; i++)
-        if (u->ids[i] == id) return i;
-    return -1;
+        if (u->flights[i].id == id) return &u->flights[i];
+    return NULL;
 }
 
-/* Time of its event; 0: it is not under way. */
-static int64_t take(underway *u, int64_t id, char endpoint[KN_ENDPOINT_ID_BYTES])
+static void land(underway *u, int64_t id)
 {
-    const int32_t i = find(u, id);
-    endpoint[0] = '\0';
-    if (i < 0) return 0;
-    memcpy(endpoint, u->endpoints[i], KN_ENDPOINT_ID_BYTES);
-    const int64_t at = u->first_at[i];
-    u->count--;
-    u->ids[i] = u->ids[u->count];
-    u->first_at[i] = u->first_at[u->count];
-    memmove(u->endpoints[i], u->endpoints[u->count], KN_ENDPOINT_ID_BYTES);
-    return at;
+    flight *f = find(u, id);
+    if (f) *f = u->flights[--u->count];
 }
 
 static void wake_in(kn_server *s, int64_t us)
@@ -60,17 +57,45 @@ static void wake_in(kn_server *s, int64_t us)
 
 /* ---- results ---- */
 
+/* Which delivery's result the store was given. */
+typedef struct settling {
+    kn_server *server;
+    int64_t id;
+} settling;
+
+static void on_settled(void *context, kn_store_result *result)
+{
+    const settling done = *(settling *)context;
+    kn_server *s = done.server;
+    kn_free(context);
+    if (!s->deliveries) return; /* the server is stopping */
+    land(underway_of(s), done.id);
+    if (result->status == KN_OK) {
+        kn_webhooks_soon(s);
+        return;
+    }
+    kn_log(KN_LOG_WARNING, "a delivery's result was not kept, it will be repeated: %s", result->message);
+    wake_in(s, IDLE_SECONDS * INT64_C(1000000));
+}
+
 static void record(kn_server *s, int64_t id, kn_delivery_outcome outcome, int64_t next_at, int32_t status,
                    const char *error)
 {
     kn_store_op op = {.kind = KN_STORE_DELIVERY};
+    settling *context = kn_alloc(sizeof *context);
     op.delivery.id = id;
     op.delivery.outcome = outcome;
     op.delivery.next_at = next_at;
     op.delivery.http_status = status;
     op.delivery.error = error && error[0] ? error : NULL;
-    if (kn_store_submit_op(s->store, &op, NULL, NULL) != KN_OK)
-        kn_log(KN_LOG_WARNING, "a delivery's result was not kept, it will be repeated: %s", kn_fail_message());
+    if (context) {
+        *context = (settling){.server = s, .id = id};
+        if (kn_store_submit_op(s->store, &op, on_settled, context) == KN_OK) return;
+    }
+    kn_log(KN_LOG_WARNING, "a delivery's result was not kept, it will be repeated: %s", kn_fail_message());
+    kn_free(context);
+    land(underway_of(s), id);
+    wake_in(s, IDLE_SECONDS * INT64_C(1000000));
 }
 
 /* It answered that there will be nothing there any more. */
@@ -87,11 +112,13 @@ static void on_completed(void *context, const kn_delivery_result *result)
     kn_server *s = context;
     uint64_t random = 0;
     kn_point(KN_POINT_delivery_answered);
-    char endpoint[KN_ENDPOINT_ID_BYTES];
-    const int64_t now = kn_now_us(), since = take(underway_of(s), result->id, endpoint);
+    const flight *found = find(underway_of(s), result->id);
+    if (!found) return;
+    const flight f = *found;
+    const int64_t now = kn_now_us();
     if (getrandom(&random, sizeof random, 0) != sizeof random) random = (uint64_t)now;
     const kn_webhook_retry retry = {.attempt = result->attempt,
-                                    .age_us = now > since ? now - since : 0,
+                                    .age_us = now > f.first_at ? now - f.first_at : 0,
                                     .retry_after_s = result->retry_after_s,
                                     .random = random};
     const int64_t delay = kn_webhook_outcome_retries(result->outcome) ? kn_webhook_retry_delay_us(&retry) : -1;
@@ -106,8 +133,7 @@ static void on_completed(void *context, const kn_delivery_result *result)
                             : delay >= 0                            ? "retried"
                             : result->outcome == KN_WEBHOOK_REFUSED ? "refused"
                                                                     : "dropped"));
-    if (result->outcome == KN_WEBHOOK_GONE && endpoint[0]) disable(s, endpoint);
-    kn_webhooks_soon(s);
+    if (result->outcome == KN_WEBHOOK_GONE) disable(s, f.endpoint);
 }
 
 /* ---- what is due ---- */
@@ -121,11 +147,16 @@ typedef struct due {
 static kn_status collect(void *context, const kn_delivery_row *row)
 {
     due *d = context;
-    if (find(underway_of(d->server), row->id) < 0 && d->count < BATCH) d->rows[d->count++] = *row;
+    underway *u = underway_of(d->server);
+    int32_t same = 0;
+    if (d->count == BATCH || find(u, row->id)) return KN_OK;
+    for (int32_t i = 0; i < u->count; i++) same += strcmp(u->flights[i].endpoint, row->endpoint_id) == 0;
+    for (int32_t i = 0; i < d->count; i++) same += strcmp(d->rows[i].endpoint_id, row->endpoint_id) == 0;
+    if (same < ENDPOINT_OUT_MAX) d->rows[d->count++] = *row;
     return KN_OK;
 }
 
-/* False: the notifier takes no more now, for anybody. */
+/* False: the notifier does not take it now. */
 static bool send_one(kn_server *s, const kn_delivery_row *row)
 {
     char body[512];
@@ -136,7 +167,7 @@ static bool send_one(kn_server *s, const kn_delivery_row *row)
     size_t count = 0;
     memcpy(all, row->secret, sizeof all);
     kn_status st = kn_webhook_split_secrets(all, secrets, &count);
-    kn_video_event_write(&text, row->event_id, row->event_at, kn_webhook_event_name(row->event), row->job_id);
+    kn_video_event_write(&text, row->event_id, row->event_at / 1000000, kn_webhook_event_name(row->event), row->job_id);
     const kn_delivery delivery = {.id = row->id,
                                   .attempt = row->attempts + 1,
                                   .url = row->url,
@@ -147,16 +178,17 @@ static bool send_one(kn_server *s, const kn_delivery_row *row)
                                   .body_bytes = text.count};
     if (st == KN_OK) st = kn_notifier_send(s->notifier, &delivery);
     kn_point(KN_POINT_delivery_sent);
-    if (st == KN_OK) {
-        u->ids[u->count] = row->id;
-        memcpy(u->endpoints[u->count], row->endpoint_id, KN_ENDPOINT_ID_BYTES);
-        u->first_at[u->count++] = row->event_at;
-    } else if (st == KN_INVALID) {
+    if (st == KN_OK || st == KN_INVALID) {
+        flight *f = &u->flights[u->count++];
+        *f = (flight){.id = row->id, .first_at = row->event_at};
+        memcpy(f->endpoint, row->endpoint_id, sizeof f->endpoint);
+    }
+    if (st == KN_INVALID) {
         record(s, row->id, KN_DELIVERY_DEAD, 0, 0, kn_fail_message());
         kn_metric_add(s->meters->webhook_deliveries, 1.0, KN_LABELS("refused"));
     }
     memset(all, 0, sizeof all);
-    return st == KN_OK || st == KN_INVALID || kn_notifier_room(s->notifier) > 0; /* one host may have its share full */
+    return st == KN_OK || st == KN_INVALID;
 }
 
 static void on_time(evutil_socket_t fd, short what, void *context)
@@ -164,22 +196,23 @@ static void on_time(evutil_socket_t fd, short what, void *context)
     kn_server *s = context;
     due *d = kn_alloc(sizeof *d);
     int64_t next = 0;
-    bool room = underway_of(s)->count + BATCH <= OUT_MAX;
+    const bool room = underway_of(s)->count + BATCH <= OUT_MAX;
+    bool all = true;
     (void)fd, (void)what;
     if (!d) {
         wake_in(s, BUSY_SECONDS * INT64_C(1000000));
         return;
     }
     d->server = s;
-    /* Those under way are reported too, so more are asked for than are taken. */
-    if (room && kn_store_deliveries_due(s->store, kn_now_us(), BATCH + OUT_MAX, collect, d) != KN_OK)
+    /* Those under way are reported too, so more are looked at than are taken. */
+    if (room && kn_store_deliveries_due(s->store, kn_now_us(), LOOKED_AT, collect, d) != KN_OK)
         kn_log(KN_LOG_ERROR, "due webhooks: %s", kn_fail_message());
-    for (int32_t i = 0; i < d->count && room; i++) room = send_one(s, &d->rows[i]);
-    if (d->count == BATCH && room)
+    for (int32_t i = 0; i < d->count; i++) all = send_one(s, &d->rows[i]) && all; /* one host may have its share full */
+    if (d->count == BATCH && all)
         wake_in(s, 0);
-    else if (!room)
+    else if (underway_of(s)->count > 0 || d->count > 0)
         wake_in(s, BUSY_SECONDS * INT64_C(1000000));
-    else if (underway_of(s)->count == 0 && kn_store_next_delivery(s->store, &next) == KN_OK && next != 0)
+    else if (kn_store_next_delivery(s->store, &next) == KN_OK && next != 0)
         wake_in(s, next - kn_now_us() > 0 ? next - kn_now_us() : BUSY_SECONDS * INT64_C(1000000));
     else
         wake_in(s, IDLE_SECONDS * INT64_C(1000000));
