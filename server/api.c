@@ -430,13 +430,32 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
     return NULL;
 }
 
+/* Without keys whoever reaches this machine's loopback is let in, and a browser brings strangers there: a page of
+ * another site may post to it, or read it under a name of its own that resolves to 127.0.0.1. So the server must have
+ * been called by a name of this machine, and by no other site. */
+static bool from_here(const kn_call *call, kn_api_error *error)
+{
+    const char *host = kn_http_host(call->exchange), *origin = kn_http_header(call->exchange, "origin");
+    static const char *const names[] = {"localhost", "127.0.0.1", "[::1]"};
+    bool local = host[0] == '\0'; /* HTTP/1.0 without one: no browser */
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const size_t length = strlen(names[i]);
+        local |= strncmp(host, names[i], length) == 0 && (host[length] == '\0' || host[length] == ':');
+    }
+    const char *authority = origin ? strstr(origin, "://") : NULL;
+    if (local && (!origin || (authority && strcmp(authority + 3, host) == 0))) return true;
+    kn_api_forbidden(error,
+                     "Without API keys this server answers only to names of its own machine, and to no other site.");
+    return false;
+}
+
 static void on_headers(kn_http_exchange *exchange, void *context)
 {
     kn_server *s = context;
     kn_api_error error;
     kn_call *call = kn_call_open(s, exchange, routes, ROUTE_COUNT);
     if (!call) return;
-    if (!authorize(call, &error)) {
+    if ((s->open && call->route->scope != 0 && !from_here(call, &error)) || !authorize(call, &error)) {
         kn_call_error(call, &error);
         return;
     }

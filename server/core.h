@@ -69,6 +69,7 @@ typedef struct kn_server {
     kn_pepper pepper;
     kn_keys *keys;
     kn_policy *policy;
+    bool open; /* no keys were asked for at the start */
     kn_meters *meters;
     kn_moderation *moderation;
     kn_notifier *notifier; /* NULL: webhooks are off */

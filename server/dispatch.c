@@ -244,8 +244,9 @@ static void lose_job(void *context, kn_live *live)
         kn_log_event(KN_LOG_ERROR, KN_LOG_WITH(kn_log_job(live->job.id)), "an attempt was not counted: %s",
                      kn_fail_message());
     if (live->job.attempts >= s->config->job_attempts_max)
-        kn_end_job(s, live, KN_JOB_FAILED, "poison", "The worker died %d times while it ran this video (%s).",
-                   live->job.attempts, kn_down_reason_name(l->down->reason));
+        kn_end_job(s, live, KN_JOB_FAILED, "poison", "The worker died while it ran this video, for the %s (%s).",
+                   live->job.attempts == 1 ? "first time" : "second time or more",
+                   kn_down_reason_name(l->down->reason));
 }
 
 static void on_device_down(void *context, int32_t device, const kn_device_down *down)

@@ -195,7 +195,7 @@ static kn_status open_policy(kn_server *s)
     if (c->metrics_listen && !kn_http_address_is_loopback(c->metrics_listen))
         kn_log(KN_LOG_WARNING, "metrics on %s can be read from other machines without a key", c->metrics_listen);
     kn_policy_options options = policy_options(s);
-    options.open = !keys_set;
+    options.open = s->open = !keys_set;
     KN_TRY(kn_policy_create(&s->policy, &options));
 fail:
     return st;

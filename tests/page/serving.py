@@ -41,7 +41,10 @@ class Server:
             self.process.wait()
         self.process.stdout.close()
         self.log.close()
+        log = (Path(self.folder.name) / "log").read_text(errors="replace")
         self.folder.cleanup()
+        if self.process.returncode != 0:
+            raise RuntimeError(f"kinora serve ended with {self.process.returncode}:\n{log[-4000:]}")
 
     def make_key(self, tenant, scopes):
         done = subprocess.run([KINORA, "key", "create", "--data", str(self.data), "--tenant", tenant, "--scopes",
