@@ -237,8 +237,9 @@ class ServerCase(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         """Every server ends well, whatever its clients did to it."""
-        status = cls.server.stop()
-        assert status == 0, f"the server ended with {status}\n{cls.server.log()[-4000:]}"
+        status, log = cls.server.stop(), cls.server.log()
+        assert status == 0, f"the server ended with {status}\n{log[-4000:]}"
+        assert "Sanitizer" not in log and "runtime error:" not in log, log
 
     def another(self, *flags, **options):
         server = Server(*flags, **options)

@@ -225,7 +225,7 @@ class Sync(EventsCase):
         reply = self.server.post("/v1/videos/sync", self.body(prompt="kaboom"))
         self.assertRefused(reply, 500, "poison")
         self.assertIn("worker died", reply.error["message"])
-        self.assertEqual(reply.headers["x-should-retry"], "false", "clients send what failed with 500 again by themselves")
+        self.assertEqual(reply.headers["x-should-retry"], "false", "or clients would send it again by themselves")
 
     def test_a_bad_one(self):
         self.assertRefused(self.server.post("/v1/videos/sync", self.body(size="banana")), 400, "invalid_value", "size")

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Webhooks at a receiver on this machine, verified by openai's code and by standardwebhooks' own."""
+import sys
 import time
+import unittest
+from pathlib import Path
 
 import openai
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from harness import SMALL, Receiver, ServerCase, wait_for
+from harness import KINORA, SMALL, Receiver, ServerCase, run, wait_for
 
 LONG = {"num_inference_steps": 200, "num_frames": 81}
 
@@ -142,6 +145,14 @@ class Deliveries(WebhookCase):
         self.receiver.await_count("/witness", 1)
         self.assertEqual(len(self.receiver.at("/gone")), 1)
         self.assertTrue(self.listed(witness).enabled)
+
+
+class Notifier(unittest.TestCase):
+    """The process that sends, without a server around it."""
+
+    def test_its_deliveries(self):
+        done = run(sys.executable, str(Path(__file__).with_name("webhooks.py")), KINORA)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
 
 class Endpoints(WebhookCase):
