@@ -147,8 +147,29 @@ static int32_t poll_after_ms(const kn_video_facts *facts)
     return !(ms > 250.0) ? 250 : ms > 2000.0 ? 2000 : (int32_t)ms;
 }
 
+/* A finished job's object does not change any more: it is written once. (That a result expires shows in the time that
+ * was told from the beginning.) */
+static void send_finished(kn_call *call, kn_live *live)
+{
+    kn_server *s = call->server;
+    if (!live->body) {
+        kn_text text = kn_text_growing(KN_VIDEO_OBJECT_BYTES_MAX);
+        kn_video_write(&text,
+                       &(kn_video_item){.job = &live->job, .summary = &live->summary, .facts = kn_video_facts_none()});
+        if (kn_text_status(&text) == KN_OK) kn_live_keep_body(s->live, live, text.bytes, text.count);
+        kn_call_json(call, &text, NULL, 0);
+        kn_live_trim(s->live);
+        return;
+    }
+    kn_call_reply(call, 200, "application/json", live->body, live->body_bytes, NULL, 0);
+}
+
 void kn_call_video(kn_call *call, kn_live *live)
 {
+    if (live->phase == KN_LIVE_ENDED && kn_job_state_final(live->job.state)) {
+        send_finished(call, live);
+        return;
+    }
     kn_text text = kn_text_growing(KN_VIDEO_OBJECT_BYTES_MAX);
     char poll[16];
     const kn_video_item item = {
@@ -156,7 +177,7 @@ void kn_call_video(kn_call *call, kn_live *live)
     kn_video_write(&text, &item);
     snprintf(poll, sizeof poll, "%d", poll_after_ms(&item.facts));
     const kn_http_reply_header header = {"openai-poll-after-ms", poll};
-    kn_call_json(call, &text, &header, kn_job_state_final(live->job.state) ? 0 : 1);
+    kn_call_json(call, &text, &header, 1);
 }
 
 /* ---- jobs by id ---- */

@@ -16,7 +16,11 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-enum { ID_BYTES = 38, READ_BYTES = 256 << 10 };
+enum {
+    ID_BYTES = 38,
+    READ_BYTES = 256 << 10,
+    NAMED_EPOCHS = 64, /* of a job with more leases, files are looked for by going through the folder */
+};
 
 static const char *const endings[KN_ARTIFACT_KINDS] = {NULL, ".mp4", ".webp", ".jpg"};
 
@@ -183,17 +187,43 @@ fail:
     return st;
 }
 
-static void remove_from(const char *data, kn_artifact_kind folder, const kn_lease *lease, unsigned kinds)
+static void remove_file(int folder, const char *path, const char *name)
+{
+    if (unlinkat(folder, name, 0) != 0 && errno != ENOENT)
+        kn_log(KN_LOG_WARNING, "%s/%s: cannot be removed: %s", path, name, strerror(errno));
+}
+
+static void remove_listed(DIR *listing, const char *path, const kn_lease *lease, unsigned kinds)
 {
     kn_artifact found;
-    char *path = kn_format("%s/%s", data, kn_artifact_folder(folder));
-    DIR *listing = path ? opendir(path) : NULL;
-    for (const struct dirent *entry; listing && (entry = readdir(listing));) {
+    for (const struct dirent *entry; (entry = readdir(listing));) {
         if (!kn_artifact_parse(&found, entry->d_name) || !(kinds >> found.kind & 1u)) continue;
         if (strcmp(found.lease.job, lease->job) != 0 || found.lease.epoch > lease->epoch) continue;
-        if (unlinkat(dirfd(listing), entry->d_name, 0) != 0 && errno != ENOENT)
-            kn_log(KN_LOG_WARNING, "%s/%s: cannot be removed: %s", path, entry->d_name, strerror(errno));
+        remove_file(dirfd(listing), path, entry->d_name);
     }
+}
+
+/* By the names there may be: blobs/ has the results of all jobs, and is not gone through for one of them. */
+static void remove_named(int folder, const char *path, const kn_lease *lease, unsigned kinds)
+{
+    char name[KN_ARTIFACT_NAME_BYTES];
+    for (int64_t epoch = 1; epoch <= lease->epoch; epoch++)
+        for (unsigned i = 2 * KN_ARTIFACT_VIDEO; i < 2 * KN_ARTIFACT_KINDS; i++) {
+            kn_artifact a = {.kind = (kn_artifact_kind)(i / 2), .lease = *lease, .temporary = i % 2};
+            if (!(kinds >> a.kind & 1u)) continue;
+            a.lease.epoch = epoch;
+            kn_artifact_name(name, &a);
+            remove_file(folder, path, name);
+        }
+}
+
+static void remove_from(const char *data, kn_artifact_kind folder, const kn_lease *lease, unsigned kinds)
+{
+    char *path = kn_format("%s/%s", data, kn_artifact_folder(folder));
+    DIR *listing = path ? opendir(path) : NULL;
+    const bool named = folder != KN_ARTIFACT_CHECKPOINT && lease->epoch <= NAMED_EPOCHS;
+    if (listing && named) remove_named(dirfd(listing), path, lease, kinds);
+    if (listing && !named) remove_listed(listing, path, lease, kinds);
     if (!listing) kn_log(KN_LOG_WARNING, "%s: cannot be listed: %s", path ? path : data, strerror(errno));
     if (listing) closedir(listing);
     kn_free(path);

@@ -72,8 +72,8 @@ kn_status kn_artifact_write(const char *path, const void *bytes, size_t count);
 kn_status kn_artifact_digest(const char *path, uint8_t sha256[KN_SHA256_BYTES], uint64_t *bytes);
 
 /* Removes the job's files of the given kinds (bits 1 << kind) under every epoch up to and with lease->epoch, complete
- * or temporary. Goes through the folder; what cannot be removed is logged and left for the sweep at the server's
- * start. */
+ * or temporary. Goes through checkpoints/, which is small, but not through blobs/. What cannot be removed is logged and
+ * left for the sweep at the server's start. */
 void kn_artifact_remove(const char *data, const kn_lease *lease, unsigned kinds);
 
 #endif

@@ -198,7 +198,10 @@ void kn_server_measure(kn_server *s)
     kn_metric_set(m->http_connections, kn_http_server_stats(s->http).connections, KN_NO_LABELS);
     kn_metric_set(m->event_streams, s->streams, KN_NO_LABELS);
     kn_metric_set(m->draining, s->draining, KN_NO_LABELS);
-    kn_metric_set(m->store_bytes, (double)kn_store_read_stats(s->store).wal_bytes, KN_LABELS("wal"));
+    const kn_store_stats store = kn_store_read_stats(s->store);
+    kn_metric_set(m->store_bytes, (double)store.wal_bytes, KN_LABELS("wal"));
+    kn_metric_set(m->memory_bytes, (double)store.memory_bytes, KN_LABELS("sqlite"));
+    kn_metric_set(m->memory_bytes, (double)kn_mem_read().bytes, KN_LABELS("kinora"));
     kn_meters_collect(s->meters);
 }
 

@@ -23,6 +23,7 @@ struct kn_live_table {
     slot *slots; /* [slot_count] */
     uint32_t slot_count, free_slot;
     kn_live_counts counts;
+    int64_t finished_max;
     kn_live *newest, *oldest; /* finished ones */
 };
 
@@ -104,6 +105,7 @@ kn_status kn_live_create(kn_live_table **out)
         kn_free(t);
         return KN_NOMEM;
     }
+    t->finished_max = KN_LIVE_FINISHED_MAX;
     *out = t;
     return KN_OK;
 }
@@ -114,6 +116,7 @@ static void release(kn_live *live)
     kn_video_summary_release(&live->summary);
     kn_job_release(&live->job);
     kn_free(live->preview);
+    kn_free(live->body);
     kn_free(live);
 }
 
@@ -250,6 +253,9 @@ kn_status kn_live_revived(kn_live_table *t, kn_live *live)
     t->counts.unfinished++;
     t->counts.finished--;
     t->counts.finished_bytes -= live->bytes;
+    kn_free(live->body);
+    live->body = NULL;
+    live->body_bytes = 0;
     live->phase = KN_LIVE_WAITING;
     live->stop = (kn_live_stop){.state = KN_JOB_QUEUED};
     live->next = (kn_slice){.kind = KN_SLICE_TEXT};
@@ -282,10 +288,25 @@ void kn_live_forget(kn_live_table *t, kn_live **handle)
     *handle = NULL;
 }
 
+void kn_live_set_finished_max(kn_live_table *t, int64_t finished_max)
+{
+    t->finished_max = finished_max;
+}
+
+void kn_live_keep_body(kn_live_table *t, kn_live *live, const char *body, size_t bytes)
+{
+    if (live->phase != KN_LIVE_ENDED || live->body || bytes > KN_LIVE_BODY_BYTES) return;
+    live->body = kn_strndup(body, bytes);
+    if (!live->body) return;
+    live->body_bytes = bytes;
+    live->bytes += bytes + 1;
+    t->counts.finished_bytes += bytes + 1;
+}
+
 void kn_live_trim(kn_live_table *t)
 {
     for (kn_live *live = t->oldest, *newer; live; live = newer) {
-        if (t->counts.finished <= KN_LIVE_FINISHED_MAX && t->counts.finished_bytes <= KN_LIVE_FINISHED_BYTES) return;
+        if (t->counts.finished <= t->finished_max && t->counts.finished_bytes <= KN_LIVE_FINISHED_BYTES) return;
         newer = live->newer;
         kn_live_forget(t, &live);
     }

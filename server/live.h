@@ -19,8 +19,9 @@
 #include "server/video_response.h"
 
 enum {
-    KN_LIVE_FINISHED_MAX = 20000,       /* finished jobs kept in memory */
-    KN_LIVE_FINISHED_BYTES = 128 << 20, /* of their texts together */
+    KN_LIVE_FINISHED_MAX = 20000, /* finished jobs kept in memory, unless kn_live_set_finished_max says otherwise */
+    KN_LIVE_FINISHED_BYTES = 128 << 20, /* of finished jobs together, whatever their number */
+    KN_LIVE_BODY_BYTES = 16 << 10,      /* longest body that is kept */
 };
 
 typedef struct kn_live_table kn_live_table;
@@ -67,6 +68,9 @@ typedef struct kn_live {
     int64_t preview_number;   /* counts pictures */
     int64_t preview_asked_ns; /* monotonic; 0: never */
 
+    char *body; /* what a poll of the finished job is answered, NULL: not asked for yet; owned */
+    size_t body_bytes;
+
     kn_watch *watch;               /* NULL: nobody has watched it yet */
     int32_t pins;                  /* requests that wait for something about it */
     struct kn_live *newer, *older; /* finished ones by last use: the table's own, as the rest */
@@ -96,6 +100,13 @@ kn_status kn_live_revived(kn_live_table *table, kn_live *live);
 
 /* Forgets a finished job that is neither watched nor pinned. */
 void kn_live_forget(kn_live_table *table, kn_live **live);
+
+/* From the next kn_live_trim on; at least 1. */
+void kn_live_set_finished_max(kn_live_table *table, int64_t finished_max);
+
+/* Keeps a copy of a finished job's video object, which stays as it is: `bytes` of JSON. Too long a text is not kept,
+ * and neither is one there is no memory for. */
+void kn_live_keep_body(kn_live_table *table, kn_live *live, const char *body, size_t bytes);
 
 /* Forgets the longest unused finished jobs beyond the limits. */
 void kn_live_trim(kn_live_table *table);

@@ -36,6 +36,7 @@ static const char *const codes[] = {"200", "202", "204", "206", "304", "400", "4
                                     "500", "503", "507", "2xx", "3xx", "4xx", "5xx"};
 static const char *const access_results[] = {"allowed", "unauthenticated", "forbidden", "limited"};
 static const char *const store_kinds[] = {"busy", "io", "full", "corrupt"};
+static const char *const memory_owners[] = {"kinora", "sqlite"};
 static const char *const store_files[] = {"database", "wal", "blobs", "checkpoints"};
 
 const char *kn_meters_code(int http_status)
@@ -85,6 +86,7 @@ typedef enum source {
     ACCESS_RESULT,
     STORE_KIND,
     STORE_FILE,
+    MEMORY_OWNER,
     SOURCES
 } source;
 
@@ -115,6 +117,7 @@ static const kn_metric_label fixed_labels[SOURCES] = {
     [ACCESS_RESULT] = FIXED("result", access_results),
     [STORE_KIND] = {"kind", store_kinds, sizeof store_kinds / sizeof *store_kinds, false},
     [STORE_FILE] = FIXED("file", store_files),
+    [MEMORY_OWNER] = FIXED("owner", memory_owners),
 };
 
 typedef struct family {
@@ -203,6 +206,8 @@ static const family families[] = {
            "Operations that shared a transaction."),
     COUNT(store_errors, "kinora_store_errors_total", NULL, STORE_KIND, NONE, NONE, false, "Transactions that failed."),
     LEVEL(store_bytes, "kinora_store_bytes", "bytes", STORE_FILE, NONE, NONE, false, "Size of the stored state."),
+    LEVEL(memory_bytes, "kinora_memory_bytes", "bytes", MEMORY_OWNER, NONE, NONE, false,
+          "Memory allocated and not freed. What SQLite has is page caches, bounded per connection."),
     LEVEL(event_streams, "kinora_event_streams", NULL, NONE, NONE, NONE, false, "Clients that follow events."),
     LEVEL(draining, "kinora_draining", NULL, NONE, NONE, NONE, false, "1 while the server takes no new jobs."),
     LEVEL(config_reload_success, "kinora_config_last_reload_successful", NULL, NONE, NONE, NONE, false,

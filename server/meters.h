@@ -51,6 +51,7 @@ typedef struct kn_meters {
     kn_metric *store_commit_operations; /* store_commit_operations: operations that shared a commit */
     kn_metric *store_errors;            /* store_errors_total{kind}: busy, io, full, corrupt */
     kn_metric *store_bytes;             /* store_bytes{file}: database, wal, blobs, checkpoints */
+    kn_metric *memory_bytes;            /* memory_bytes{owner}: kinora, sqlite: what each has allocated */
     kn_metric *event_streams;           /* event_streams */
     kn_metric *draining;                /* draining */
     kn_metric *config_reload_success;   /* config_last_reload_successful */

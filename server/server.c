@@ -372,6 +372,8 @@ kn_status kn_server_reload(kn_server *s)
     if (s->config_path) KN_TRY(kn_server_config_reload(&s->config, s->config_path, restart, sizeof restart));
     kn_log_configure(s->config->log_level, s->config->log_format);
     set_policy(s);
+    kn_live_set_finished_max(s->live, s->config->finished_max);
+    kn_live_trim(s->live);
     KN_TRY(kn_catalog_rescan(s->catalog));
     KN_TRY(kn_dispatch_models(s));
     for (int32_t i = 0; i < s->seat_count; i++) s->seats[i].refused = 0;
@@ -466,6 +468,7 @@ static kn_status start(kn_server *s)
     kn_metric_set(s->meters->config_reload_time, (double)s->started_us * 1e-6, KN_NO_LABELS);
     KN_TRY(open_moderation(s));
     KN_TRY(kn_live_create(&s->live));
+    kn_live_set_finished_max(s->live, s->config->finished_max);
     KN_TRY(recover(s));
     KN_TRY(open_fleet(s));
     KN_TRY(open_http(s));

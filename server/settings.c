@@ -57,6 +57,8 @@ static const setting settings[] = {
     {"tenant-device-seconds", NUMBER, true, AT(tenant_device_seconds), 0, 100000 * DAY, "0", "N",
      "device time of a tenant in a day, for keys without a limit of their own; 0: no limit"},
     {"queue-max", NUMBER, true, AT(queue_max), 1, 1000000, "1024", "N", "jobs that may wait; further ones get 503"},
+    {"finished-max", NUMBER, true, AT(finished_max), 1, 1000000, "20000", "N",
+     "finished jobs kept in memory, so that polls of them need no disk"},
     {"connections-max", NUMBER, false, AT(connections_max), 1, 1000000, "4096", "N", "open connections"},
     {"upload-bytes-max", NUMBER, true, AT(upload_bytes_max), 1024, KN_HTTP_BODY_BYTES_MAX, "67108864", "N",
      "of one request's body"},

@@ -62,6 +62,7 @@ typedef struct kn_server_config {
     int64_t tenant_jobs;                /* R: queued and running, of a key without its own limit; 0: no limit */
     int64_t tenant_device_seconds;      /* R: device time a day, of a key without its own limit; 0: no limit */
     int64_t queue_max;                  /* R: jobs that wait: 1024 */
+    int64_t finished_max;               /* R: finished jobs kept in memory for polls: 20000 */
     int64_t connections_max;            /* 4096 */
     int64_t upload_bytes_max;           /* R: of one request body: 64 MiB */
     int64_t event_streams_max;          /* R: 256 */

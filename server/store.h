@@ -105,6 +105,7 @@ typedef struct kn_store_stats {
     uint64_t commit_ns;    /* time spent in COMMIT, all together */
     uint64_t checkpoints;  /* of the write-ahead log */
     uint64_t wal_bytes;    /* now */
+    uint64_t memory_bytes; /* that SQLite holds now, in this process: page caches, most of all */
 } kn_store_stats;
 
 kn_store_stats kn_store_read_stats(const kn_store *store); /* any thread */

@@ -392,7 +392,8 @@ kn_store_stats kn_store_read_stats(const kn_store *store)
 {
     kn_store *lockable = (kn_store *)(uintptr_t)store; /* a lock is no change one could see */
     pthread_mutex_lock(&lockable->mutex);
-    const kn_store_stats stats = store->stats;
+    kn_store_stats stats = store->stats;
     pthread_mutex_unlock(&lockable->mutex);
+    stats.memory_bytes = (uint64_t)sqlite3_memory_used();
     return stats;
 }

@@ -132,6 +132,53 @@ static void the_longest_unused_go_first(void **state)
     kn_live_destroy(&table);
 }
 
+static void the_limit_can_be_changed(void **state)
+{
+    (void)state;
+    kn_live_table *table = NULL;
+    assert_int_equal(kn_live_create(&table), KN_OK);
+    for (int i = 0; i < 5; i++) add(table, i, KN_JOB_COMPLETED);
+    kn_live_set_finished_max(table, 5);
+    kn_live_trim(table);
+    assert_int_equal(kn_live_count(table).finished, 5);
+    kn_live_set_finished_max(table, 4);
+    kn_live_trim(table);
+    assert_int_equal(kn_live_count(table).finished, 4);
+    assert_null(kn_live_find(table, id_of(0)));
+    kn_live_destroy(&table);
+}
+
+static void a_finished_jobs_body_is_kept(void **state)
+{
+    (void)state;
+    kn_live_table *table = NULL;
+    const uint64_t held = kn_mem_read().bytes;
+    char *body = kn_alloc(KN_LIVE_BODY_BYTES + 1);
+    assert_non_null(body);
+    memset(body, 'x', KN_LIVE_BODY_BYTES + 1);
+    assert_int_equal(kn_live_create(&table), KN_OK);
+    kn_live *waiting = add(table, 0, KN_JOB_QUEUED), *done = add(table, 1, KN_JOB_FAILED);
+    const size_t before = kn_live_count(table).finished_bytes;
+    kn_live_keep_body(table, waiting, body, 3); /* it still changes */
+    assert_null(waiting->body);
+    kn_live_keep_body(table, done, body, KN_LIVE_BODY_BYTES + 1); /* too long */
+    assert_null(done->body);
+    kn_live_keep_body(table, done, body, KN_LIVE_BODY_BYTES);
+    assert_int_equal(done->body_bytes, KN_LIVE_BODY_BYTES);
+    assert_memory_equal(done->body, body, KN_LIVE_BODY_BYTES);
+    assert_int_equal(kn_live_count(table).finished_bytes, before + KN_LIVE_BODY_BYTES + 1);
+    kn_live_keep_body(table, done, "another", 7); /* the first one stays */
+    assert_int_equal(done->body_bytes, KN_LIVE_BODY_BYTES);
+    assert_int_equal(kn_live_revived(table, done), KN_OK);
+    assert_null(done->body);
+    assert_int_equal(kn_live_count(table).finished_bytes, 0);
+    end(table, done);
+    assert_int_equal(kn_live_count(table).finished_bytes, before);
+    kn_live_destroy(&table);
+    kn_free(body);
+    assert_int_equal(kn_mem_read().bytes, held);
+}
+
 static void count(void *context, kn_live *live)
 {
     assert_false(kn_job_state_final(live->job.state));
@@ -153,8 +200,12 @@ static void unfinished_ones_are_walked(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(jobs_are_found_by_id_and_key),        cmocka_unit_test(a_key_never_means_another_job),
-        cmocka_unit_test(only_what_nobody_needs_is_forgotten), cmocka_unit_test(the_longest_unused_go_first),
+        cmocka_unit_test(jobs_are_found_by_id_and_key),
+        cmocka_unit_test(a_key_never_means_another_job),
+        cmocka_unit_test(only_what_nobody_needs_is_forgotten),
+        cmocka_unit_test(the_longest_unused_go_first),
+        cmocka_unit_test(the_limit_can_be_changed),
+        cmocka_unit_test(a_finished_jobs_body_is_kept),
         cmocka_unit_test(unfinished_ones_are_walked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
