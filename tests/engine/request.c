@@ -229,10 +229,10 @@ static void prompt_limits(void **state)
     kn_request_release(&r);
     text[KN_PROMPT_BYTES_MAX] = 'x';
     r = with_prompt(text);
-    expect_refused(&r, "prompt has 65537 bytes; at most 65536");
+    expect_refused(&r, "prompt has 131073 bytes; at most 131072");
     r = with_prompt("x");
     r.negative_prompt = kn_strdup(text);
-    expect_refused(&r, "negative_prompt has 65537 bytes; at most 65536");
+    expect_refused(&r, "negative_prompt has 131073 bytes; at most 131072");
     kn_free(text);
 }
 
