@@ -23,10 +23,10 @@ static void free_call(kn_call *call)
         call->live->pins--;
         if (call->live->job.state == KN_JOB_DELETED) kn_live_forget(s->live, &call->live);
     }
-    if (call->stream) {
+    if (call->listed) {
         if (call->next_stream) call->next_stream->previous_stream = call->previous_stream;
         *(call->previous_stream ? &call->previous_stream->next_stream : &s->stream_calls) = call->next_stream;
-        s->streams--;
+        s->streams -= call->stream;
     }
     if (call->intake) {
         kn_video_params_release(&call->intake->params);
@@ -51,6 +51,15 @@ void kn_call_over(kn_call *call)
 {
     call->exchange = NULL;
     if (call->pending == 0) free_call(call);
+}
+
+void kn_call_list(kn_call *call)
+{
+    kn_server *s = call->server;
+    call->listed = true;
+    call->next_stream = s->stream_calls;
+    if (s->stream_calls) s->stream_calls->previous_stream = call;
+    s->stream_calls = call;
 }
 
 void kn_call_pin(kn_call *call, kn_live *live)

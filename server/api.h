@@ -53,7 +53,8 @@ struct kn_call {
     kn_live *live; /* pinned */
     kn_watcher *watcher;
     void (*after)(kn_call *call); /* once `live` has ended */
-    bool stream;
+    bool stream;                  /* of server-sent events */
+    bool listed;                  /* in the server's list of calls that last as long as a job */
     kn_call *next_stream, *previous_stream;
 };
 
@@ -83,6 +84,9 @@ void kn_call_release(kn_call *call);
 kn_live *kn_call_find(kn_call *call);
 /* Brings a finished job back into memory. */
 kn_live *kn_api_recall(kn_server *server, const char *tenant, const char *id);
+
+/* Into the list of calls that a drain ends. */
+void kn_call_list(kn_call *call);
 
 /* Pins the job until the call is over. */
 void kn_call_pin(kn_call *call, kn_live *live);

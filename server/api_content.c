@@ -189,9 +189,7 @@ void kn_api_events(kn_call *call)
     }
     kn_call_pin(call, live);
     call->stream = true;
-    call->next_stream = s->stream_calls;
-    if (s->stream_calls) s->stream_calls->previous_stream = call;
-    s->stream_calls = call;
+    kn_call_list(call);
     s->streams++;
     kn_call_hold(call);
     if (kn_tell_watch(s, live, &watcher, on_event, call, seen[0] ? seen : NULL) != KN_OK) {
@@ -203,13 +201,27 @@ void kn_api_events(kn_call *call)
     kn_call_release(call);
 }
 
+/* A client that waits for its video: the job is saved, and the same request with the same key finds it again. */
+static void turn_away(kn_call *call)
+{
+    kn_api_error error;
+    kn_api_overloaded(&error, 10, "This server is being shut down; the video is not lost.");
+    kn_call_error(call, &error);
+    kn_call_release(call); /* what kn_call_wait holds */
+}
+
 void kn_api_end_streams(kn_server *s)
 {
     for (kn_call *call = s->stream_calls, *next; call; call = next) {
         next = call->next_stream;
+        if (!call->exchange) continue;
         if (call->watcher) kn_watch_remove(call->live->watch, &call->watcher);
-        if (call->exchange) kn_http_stream_end(call->exchange);
-        kn_call_over(call);
+        if (call->stream) {
+            kn_http_stream_end(call->exchange);
+            kn_call_over(call);
+        } else {
+            turn_away(call);
+        }
     }
 }
 
@@ -220,7 +232,8 @@ void kn_api_heartbeat(kn_server *s)
     kn_sse_comment_write(&text, "");
     for (kn_call *call = s->stream_calls, *next; call; call = next) {
         next = call->next_stream;
-        if (call->exchange && kn_http_stream_write(call->exchange, text.bytes, text.count) == KN_AGAIN) {
+        if (call->stream && call->exchange &&
+            kn_http_stream_write(call->exchange, text.bytes, text.count) == KN_AGAIN) {
             kn_http_abort(call->exchange);
             kn_call_over(call);
         }

@@ -323,6 +323,7 @@ static void answer(kn_call *call, kn_live *live)
             kn_end_job(call->server, live, KN_JOB_CANCELLED, "cancelled",
                        "The client that waited for this video went away.");
     } else if (call->sync) {
+        kn_call_list(call);
         kn_call_wait(call, live, send_result);
     } else {
         kn_call_video(call, live);
