@@ -505,14 +505,24 @@ void kn_call_request(kn_http_exchange *exchange, void *context)
     call->route->handle(call);
 }
 
+/* The client that waited for the video has gone: so does the job, unless another client waits for it. */
+static void abandon(kn_call *call)
+{
+    for (kn_call *other = call->server->stream_calls; other; other = other->next_stream)
+        if (other != call && other->sync && other->exchange && other->live == call->live) {
+            other->owner = true;
+            return;
+        }
+    kn_end_job(call->server, call->live, KN_JOB_CANCELLED, "cancelled",
+               "The client that waited for this video went away.");
+}
+
 void kn_call_closed(kn_http_exchange *exchange, void *context)
 {
     kn_call *call = kn_http_user(exchange);
     (void)context;
     if (!call) return;
-    if (call->sync && call->live && call->live->phase != KN_LIVE_ENDED)
-        kn_end_job(call->server, call->live, KN_JOB_CANCELLED, "cancelled",
-                   "The client that waited for this video went away.");
+    if (call->owner && call->live && call->live->phase != KN_LIVE_ENDED) abandon(call);
     if (call->watcher) {
         kn_watch_remove(call->live->watch, &call->watcher);
         if (call->after) call->pending--; /* held by kn_call_wait */

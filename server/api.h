@@ -47,7 +47,8 @@ struct kn_call {
     kn_limit_headers limits;
     int32_t pending; /* answers that will come back for it */
     kn_intake *intake;
-    bool sync; /* POST /v1/videos/sync: the reply is the video */
+    bool sync;  /* POST /v1/videos/sync: the reply is the video */
+    bool owner; /* and it made the job, which is cancelled when the last client that waits for it goes away */
 
     /* Following a job. */
     kn_live *live; /* pinned */
@@ -107,6 +108,7 @@ void kn_api_cancel(kn_call *call);
 void kn_api_content(kn_call *call); /* api_content.c */
 void kn_api_events(kn_call *call);
 void kn_api_send_video(kn_call *call, kn_live *live);
+void kn_api_turn_away(kn_call *call);     /* refuses to wait any longer for the call's job */
 void kn_api_heartbeat(kn_server *server); /* a comment to every stream */
 
 void kn_api_endpoint_create(kn_call *call); /* api_webhooks.c */

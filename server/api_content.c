@@ -201,13 +201,15 @@ void kn_api_events(kn_call *call)
     kn_call_release(call);
 }
 
-/* A client that waits for its video: the job is saved, and the same request with the same key finds it again. */
-static void turn_away(kn_call *call)
+/* The job is saved, and the same request with the same key finds it again; without a key, sent again, it would be a
+ * second job. */
+void kn_api_turn_away(kn_call *call)
 {
     kn_api_error error;
-    kn_api_overloaded(&error, 10, "This server is being shut down; the video is not lost.");
+    kn_api_overloaded(&error, 10, "This server is being shut down. %s goes on when it is back; ask for it then.",
+                      call->live->job.id);
+    error.no_retry = !call->intake->key[0];
     kn_call_error(call, &error);
-    kn_call_release(call); /* what kn_call_wait holds */
 }
 
 void kn_api_end_streams(kn_server *s)
@@ -220,7 +222,8 @@ void kn_api_end_streams(kn_server *s)
             kn_http_stream_end(call->exchange);
             kn_call_over(call);
         } else {
-            turn_away(call);
+            kn_api_turn_away(call);
+            kn_call_release(call); /* what kn_call_wait holds */
         }
     }
 }

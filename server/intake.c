@@ -192,6 +192,7 @@ static void on_submitted(void *context, kn_store_result *result)
                       KN_LABELS(result->job.model, kn_priority_name(result->job.priority)));
         kn_point(KN_POINT_submit_committed);
         live = take_on(s, &result->job, call->intake);
+        call->owner = call->sync;
     } else if (result->outcome == KN_STORE_REPLAYED) {
         live = kn_live_find(s->live, result->job.id);
         if (!live) live = kn_api_recall(s, call->principal.tenant, result->job.id);
@@ -319,13 +320,16 @@ static void send_result(kn_call *call)
 static void answer(kn_call *call, kn_live *live)
 {
     if (!call->exchange) {
-        if (call->sync && live->phase != KN_LIVE_ENDED)
+        if (call->owner && live->phase != KN_LIVE_ENDED)
             kn_end_job(call->server, live, KN_JOB_CANCELLED, "cancelled",
                        "The client that waited for this video went away.");
-    } else if (call->sync) {
+    } else if (!call->sync) {
+        kn_call_video(call, live);
+    } else if (call->server->draining && live->phase != KN_LIVE_ENDED) {
+        kn_call_pin(call, live);
+        kn_api_turn_away(call);
+    } else {
         kn_call_list(call);
         kn_call_wait(call, live, send_result);
-    } else {
-        kn_call_video(call, live);
     }
 }

@@ -56,7 +56,7 @@ def answered(report, status="200"):
 # ---- 1: durable submits ----
 
 def submit(given):
-    """64 clients submit without a pause to a queue that nothing leaves. Each acknowledgement waits for an fsync shared by
+    """64 clients submit without a pause to a queue that nothing leaves. Each acknowledgement waits for a sync shared by
     all who came meanwhile, so the disk allows its fsync rate x operations of a commit."""
     folder = given.folder / "submit"
     with Server(folder, [PAUSED], ["--queue-max", 65000]) as server:

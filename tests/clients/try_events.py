@@ -5,6 +5,7 @@ import http.client
 import json
 import re
 import socket
+import time
 from urllib.parse import urlsplit
 
 from harness import PATIENCE, SMALL, Server, ServerCase, is_jpeg, is_webp, probe, run, wait_for
@@ -247,17 +248,53 @@ class Sync(EventsCase):
             return next((v["id"] for v in videos if v["user"] == user and v["status"] == "in_progress"), None)
         return wait_for("a running job", found)
 
-    def test_going_away_cancels(self):
+    def begin(self, path="/v1/videos/sync", **fields):
+        """A request whose answer is not waited for."""
         parts = urlsplit(self.server.url)
-        body = json.dumps(self.body(num_inference_steps=200, user="away")).encode()
+        body = json.dumps(self.body(**fields)).encode()
         client = socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE)
-        client.sendall(b"POST /v1/videos/sync HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                       b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        self.addCleanup(client.close)
+        client.sendall(b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                       b"Idempotency-Key: %s\r\nContent-Length: %d\r\n\r\n%s" %
+                       (path.encode(), fields["user"].encode(), len(body), body))
+        return client
+
+    def test_going_away_cancels(self):
+        client = self.begin(num_inference_steps=200, user="away")
         video_id = self.running("away")
         client.close()
         video = self.server.await_status(video_id, "failed")
         self.assertEqual(video["error"]["code"], "cancelled")
         self.server.completed()  # the device is free again
+
+    def test_going_away_while_another_waits(self):
+        """The same request twice: the video is wanted until both have gone."""
+        first = self.begin(num_inference_steps=60, user="pair")
+        video_id = self.running("pair")
+        second = self.begin(num_inference_steps=60, user="pair")
+        time.sleep(0.2)
+        first.close()
+        self.assertTrue(second.recv(100).startswith(b"HTTP/1.1 200 "))
+        self.assertEqual(self.server.video(video_id)["status"], "completed")
+
+    def test_going_away_one_after_the_other(self):
+        both = [self.begin(num_inference_steps=200, user="both")]
+        video_id = self.running("both")
+        both.append(self.begin(num_inference_steps=200, user="both"))
+        time.sleep(0.2)
+        for client in both:
+            client.close()
+            time.sleep(0.2)
+        self.assertEqual(self.server.await_status(video_id, "failed")["error"]["code"], "cancelled")
+
+    def test_going_away_from_a_job_of_its_own(self):
+        """Who only asks again for a job that runs anyway does not take it along."""
+        self.begin("/v1/videos", num_inference_steps=60, user="own")
+        video_id = self.running("own")
+        second = self.begin(num_inference_steps=60, user="own")
+        time.sleep(0.2)
+        second.close()
+        self.server.await_status(video_id, "completed")
 
     def test_replayed(self):
         """The same key again answers with the same job's video."""

@@ -203,9 +203,12 @@ class Drain(ServerCase):
         wait_for("a running job", lambda: server.get("/v1/queue/stats").json()["running"] == 1)
         self.assertEqual(server.stop(), 0)
         waiter.join()
-        self.assertEqual((replies[0].status, replies[0].error["code"]), (503, "server_is_overloaded"))
+        reply, = replies
+        self.assertRefused(reply, 503, "server_is_overloaded")
         job, = json.loads(server.kinora("jobs", "list", "--json"))["data"]
         self.assertEqual(job["state"], "running")
+        self.assertIn(job["id"], reply.error["message"], "where to find it later")
+        self.assertEqual(reply.headers["x-should-retry"], "false", "without a key that would be a second video")
         server.start()
         server.await_status(job["id"], "completed")
         self.assertEqual(server.stop(), 0)

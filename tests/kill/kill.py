@@ -56,7 +56,8 @@ class Server:
         if point:
             environment["KINORA_KILL_AT"] = point
         command = [KINORA, "serve", "--models", str(self.folder / "models"), "--data", str(self.folder / "data"),
-                   "--listen", "127.0.0.1:0", "--json", "--checkpoint-interval-ms", "0", "--log-level", "warning"]
+                   "--listen", "127.0.0.1:0", "--json", "--checkpoint-interval-ms", "0", "--log-level", "warning",
+                   "--job-attempts-max", "100"]  # these deaths are not the jobs' fault
         for _ in range(self.devices):
             command += ["--device", self.device]
         if self.hook:
