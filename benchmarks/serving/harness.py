@@ -225,22 +225,23 @@ def written_bytes(pid):
 
 # ---- the machine ----
 
-def fsync_rate(folder, size, seconds=1.0):
+def time_fsyncs(folder, size, seconds=1.0):
     """Writes of `size` bytes and fdatasync, one after the other, in a file that has its length already (as SQLite's
-    write-ahead log has): times a second."""
+    write-ahead log has): milliseconds of each."""
     path = Path(folder) / "fsync.tmp"
     block, room = os.urandom(size), max(4 << 20, 4 * size)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.pwrite(handle, bytes(room), 0)
         os.fsync(handle)
-        began, count, at = time.monotonic(), 0, 0
-        while time.monotonic() - began < seconds:
+        times, at, end = [], 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            began = time.monotonic()
             os.pwrite(handle, block, at)
             os.fdatasync(handle)
+            times.append(1e3 * (time.monotonic() - began))
             at = at + size if at + 2 * size <= room else 0
-            count += 1
-        return count / (time.monotonic() - began)
+        return times
     finally:
         os.close(handle)
         path.unlink()
