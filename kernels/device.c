@@ -85,6 +85,25 @@ kn_status kn_stream_copy(kn_stream *stream, void *destination, const void *sourc
     return copy(stream, destination, source, bytes);
 }
 
+kn_status kn_stream_copy_rows(kn_stream *stream, void *destination, size_t destination_stride, const void *source,
+                              size_t source_stride, size_t row_bytes, int64_t rows)
+{
+    kn_status st = KN_OK;
+    if (rows == 0 || row_bytes == 0) return KN_OK;
+    KN_REQUIRE(stream && destination && source && row_bytes <= destination_stride && row_bytes <= source_stride);
+    const kn_device_backend *backend = stream->device->backend;
+    if (destination_stride == row_bytes && source_stride == row_bytes)
+        return backend->stream_copy(stream, destination, source, (size_t)rows * row_bytes);
+    if (backend->stream_copy_rows)
+        return backend->stream_copy_rows(stream, destination, destination_stride, source, source_stride, row_bytes,
+                                         rows);
+    for (int64_t i = 0; i < rows; i++)
+        KN_TRY(backend->stream_copy(stream, (char *)destination + (size_t)i * destination_stride,
+                                    (const char *)source + (size_t)i * source_stride, row_bytes));
+fail:
+    return st;
+}
+
 kn_status kn_stream_zero(kn_stream *stream, void *device_memory, size_t bytes)
 {
     KN_REQUIRE(stream && (bytes == 0 || device_memory));

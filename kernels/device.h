@@ -59,6 +59,10 @@ kn_status kn_stream_download(kn_stream *stream, void *host, const void *device_m
 kn_status kn_stream_copy(kn_stream *stream, void *destination, const void *source, size_t bytes);
 kn_status kn_stream_zero(kn_stream *stream, void *device_memory, size_t bytes);
 
+/* Copies `rows` rows of `row_bytes`; strides in bytes. Inside the device. */
+kn_status kn_stream_copy_rows(kn_stream *stream, void *destination, size_t destination_stride, const void *source,
+                              size_t source_stride, size_t row_bytes, int64_t rows);
+
 /* Marks a point in one stream that another can wait for. */
 kn_status kn_event_create(kn_event **out, kn_device *device);
 void kn_event_destroy(kn_event **event);

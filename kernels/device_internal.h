@@ -16,6 +16,9 @@ typedef struct kn_device_backend {
     kn_status (*stream_synchronize)(kn_stream *stream);
     kn_status (*stream_copy)(kn_stream *stream, void *destination, const void *source,
                              size_t bytes); /* any direction */
+    /* NULL: row by row with stream_copy. */
+    kn_status (*stream_copy_rows)(kn_stream *stream, void *destination, size_t destination_stride, const void *source,
+                                  size_t source_stride, size_t row_bytes, int64_t rows);
     kn_status (*stream_zero)(kn_stream *stream, void *memory, size_t bytes);
     kn_status (*event_create)(kn_event **out, kn_device *device);
     void (*event_destroy)(kn_event *event);

@@ -51,6 +51,7 @@ COVERED = {
     "engine/safetensors.c": "tests/engine/weights.c",
     "engine/weights_*.c": "tests/engine/weights.c",
     "engine/token_*.c": "tests/engine/token.c",
+    "engine/comm.c": "tests/engine/comm_local.c",
     "engine/dit_wan.c": "tests/engine/networks.c",
     "engine/loader.c": "tests/engine/networks.c",
     "engine/pack.c": "tests/engine/networks.c",
