@@ -193,13 +193,13 @@ static void stop_heart(local *c)
 static bool is_lost(const local *c, int32_t rank, char reason[REASON_BYTES])
 {
     const slot *s = &c->at->slots[rank];
-    const unsigned state = atomic_load(&s->state);
     struct pollfd ended = {.fd = c->pidfd[rank], .events = POLLIN};
-    if (state == LEFT) {
+    const bool dead = ended.fd >= 0 && poll(&ended, 1, 0) > 0; /* before its state: it may have left, then ended */
+    if (atomic_load(&s->state) == LEFT) {
         snprintf(reason, REASON_BYTES, "rank %d of %d has left", rank, c->base.ranks);
         return true;
     }
-    if (ended.fd >= 0 && poll(&ended, 1, 0) > 0) {
+    if (dead) {
         snprintf(reason, REASON_BYTES, "rank %d of %d has died (process %d)", rank, c->base.ranks,
                  atomic_load(&s->process));
         return true;
@@ -504,7 +504,8 @@ static kn_status meet(local *c, int32_t rank)
 {
     const int process = atomic_load(&c->at->slots[rank].process);
     c->pidfd[rank] = (int)syscall(SYS_pidfd_open, process, 0);
-    if (c->pidfd[rank] >= 0 || errno != ESRCH) return KN_OK; /* without pidfds silence alone tells */
+    if (c->pidfd[rank] >= 0 || errno != ESRCH) return KN_OK;          /* without pidfds silence alone tells */
+    if (atomic_load(&c->at->slots[rank].state) == LEFT) return KN_OK; /* in peace, before this rank looked */
     char reason[REASON_BYTES];
     snprintf(reason, sizeof reason, "rank %d of %d has died (process %d)", rank, c->base.ranks, process);
     return give_up_for(c, KN_UNAVAILABLE, reason);
@@ -529,7 +530,7 @@ static kn_status wait_for_all(local *c)
             }
             if (!met[r]) KN_TRY(meet(c, r));
             met[r] = true;
-            if (is_lost(c, r, reason) && atomic_load(&slots[r].state) != LEFT)
+            if (is_lost(c, r, reason) && atomic_load(&slots[r].state) != LEFT) /* it may leave before others join */
                 return give_up_for(c, KN_UNAVAILABLE, reason);
         }
         if (missing < 0) return KN_OK;
