@@ -21,6 +21,7 @@
 #include "server/names.h"
 #include "server/notify.h"
 #include "server/policy.h"
+#include "server/reserve.h"
 #include "server/settings.h"
 #include "server/store.h"
 #include "server/tls.h"
@@ -85,6 +86,7 @@ typedef struct kn_server {
     int32_t calls; /* requests being answered */
 
     struct kn_housekeeping *housekeeping;
+    kn_reserve reserve;
     struct event *signal_events[4];
     int64_t claims_after_ns; /* the store refused a lease: none is asked for before this */
     bool draining;
@@ -184,6 +186,8 @@ kn_status kn_server_reload(kn_server *server);
 void kn_server_revive(kn_server *server, kn_live *live);
 /* Brings gauges up to date. */
 void kn_server_measure(kn_server *server);
+/* Takes the store's commits into the histograms; often enough that none is lost. */
+void kn_server_observe_commits(kn_server *server);
 void kn_server_queue_stats(kn_server *server, kn_queue_stats *out);
 bool kn_server_ready(const kn_server *server, char *why, size_t bytes);
 

@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What is done every second: results expire, ended things are forgotten, ends the store could not take are offered
- * again, event streams are kept alive, gauges brought up to date, and files no row names are swept away a few at a
- * time. */
+ * again, event streams are kept alive, gauges brought up to date, the disk is looked at, and files no row names are
+ * swept away a few at a time. */
 #define _POSIX_C_SOURCE 200809L
 
-#include <dirent.h>
-#include <errno.h>
+#include <inttypes.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "server/api.h"
 #include "server/notify_ready.h"
+#include "server/sweep.h"
+#include "server/wallclock.h"
 
 enum {
     EXPIRE_BATCH = 200,
@@ -27,9 +28,11 @@ enum {
 struct kn_housekeeping {
     struct event *event;
     int64_t ticks;
-    DIR *folder; /* being swept; NULL: none */
-    int32_t sweeps;
+    kn_sweep *sweep;
+    kn_wallclock wallclock;
+    uint64_t full; /* the store's count of full disks, last time */
     bool expiring, purging;
+    bool purge_again; /* the last purge left some */
 };
 
 /* ---- expiry ---- */
@@ -50,19 +53,37 @@ static void on_expired(void *context, kn_store_result *result)
 static void on_purged(void *context, kn_store_result *result)
 {
     kn_server *s = context;
-    s->housekeeping->purging = false;
-    if (result->status == KN_OK) kn_end_remove_files(s, result);
+    struct kn_housekeeping *h = s->housekeeping;
+    h->purging = false;
+    h->purge_again = result->status == KN_OK && result->count >= EXPIRE_BATCH;
+    if (result->status != KN_OK || result->count == 0) return;
+    if (s->config->history_seconds > 0)
+        kn_live_forget_ended(s->live, result->at - s->config->history_seconds * 1000000);
+}
+
+/* What goes by the age of things: not while the clock may be wrong. */
+static bool may_forget(kn_server *s)
+{
+    int64_t step_us;
+    const bool trusted = kn_wallclock_trusted(&s->housekeeping->wallclock, kn_now_us(), kn_clock_ns(), &step_us);
+    if (step_us != 0)
+        kn_log(KN_LOG_WARNING, "the clock was set %s by %" PRId64 " s%s", step_us > 0 ? "forward" : "back",
+               (step_us > 0 ? step_us : -step_us) / 1000000,
+               step_us > 0 ? "; nothing expires for ten minutes, in case it is set back" : "");
+    return trusted;
 }
 
 static void tidy_store(kn_server *s)
 {
     struct kn_housekeeping *h = s->housekeeping;
+    if (!may_forget(s)) return;
     if (!h->expiring) {
         const kn_store_op op = {.kind = KN_STORE_EXPIRE, .batch = EXPIRE_BATCH};
         h->expiring = kn_store_submit_op(s->store, &op, on_expired, s) == KN_OK;
     }
-    if (!h->purging && h->ticks % PURGE_SECONDS == 0) {
-        const kn_store_op op = {.kind = KN_STORE_PURGE, .batch = EXPIRE_BATCH};
+    if (!h->purging && (h->purge_again || h->ticks % PURGE_SECONDS == 0)) {
+        const kn_store_op op = {
+            .kind = KN_STORE_PURGE, .batch = EXPIRE_BATCH, .ended_us = s->config->history_seconds * 1000000};
         h->purging = kn_store_submit_op(s->store, &op, on_purged, s) == KN_OK;
     }
 }
@@ -70,8 +91,9 @@ static void tidy_store(kn_server *s)
 /* ---- files no row names ---- */
 
 /* A row names it, or a worker is writing it. */
-static bool wanted(kn_server *s, const kn_artifact *artifact)
+static bool wanted(void *context, const kn_artifact *artifact)
 {
+    kn_server *s = context;
     kn_job job;
     const char *id = artifact->lease.job;
     const kn_live *live = kn_live_find(s->live, id);
@@ -85,36 +107,6 @@ static bool wanted(kn_server *s, const kn_artifact *artifact)
                       kn_artifact_parse(&kept, job.blob) && kept.lease.epoch == artifact->lease.epoch;
     kn_job_release(&job);
     return keep;
-}
-
-/* Both folders once after each start; later every file has an owner who removes it. */
-static void sweep(kn_server *s)
-{
-    struct kn_housekeeping *h = s->housekeeping;
-    static const kn_artifact_kind kinds[] = {KN_ARTIFACT_VIDEO, KN_ARTIFACT_CHECKPOINT};
-    kn_artifact artifact;
-    if (h->sweeps >= 2 || h->ticks < SWEEP_AGE_SECONDS) return;
-    if (!h->folder) {
-        char *path = kn_format("%s/%s", s->data, kn_artifact_folder(kinds[h->sweeps]));
-        h->folder = path ? opendir(path) : NULL;
-        kn_free(path);
-        if (!h->folder) {
-            h->sweeps++;
-            return;
-        }
-    }
-    for (int32_t i = 0; i < SWEEP_ENTRIES; i++) {
-        const struct dirent *entry = readdir(h->folder);
-        if (!entry) {
-            closedir(h->folder);
-            h->folder = NULL;
-            h->sweeps++;
-            return;
-        }
-        if (!kn_artifact_parse(&artifact, entry->d_name) || wanted(s, &artifact)) continue;
-        if (unlinkat(dirfd(h->folder), entry->d_name, 0) != 0 && errno != ENOENT)
-            kn_log(KN_LOG_WARNING, "%s: %s", entry->d_name, strerror(errno));
-    }
 }
 
 /* ---- gauges ---- */
@@ -177,6 +169,41 @@ static bool can_run(const kn_server *s, int32_t model)
     return false;
 }
 
+/* The database's file grows and never shrinks; the rest is as the last walk found it. */
+static void measure_storage(kn_server *s)
+{
+    const kn_meters *m = s->meters;
+    const kn_store_stats store = kn_store_read_stats(s->store);
+    const kn_sweep *sweep = s->housekeeping->sweep;
+    static const char *const kinds[KN_STORE_ERRORS] = {"busy", "io", "full", "corrupt", "other"};
+    struct stat info;
+    char *path = kn_format("%s/kinora.db", s->data);
+    if (path && stat(path, &info) == 0) kn_metric_set(m->store_bytes, (double)info.st_size, KN_LABELS("database"));
+    kn_free(path);
+    kn_metric_set(m->store_bytes, (double)store.wal_bytes, KN_LABELS("wal"));
+    kn_metric_set(m->store_bytes, (double)kn_sweep_bytes(sweep, KN_ARTIFACT_VIDEO), KN_LABELS("blobs"));
+    kn_metric_set(m->store_bytes, (double)kn_sweep_bytes(sweep, KN_ARTIFACT_CHECKPOINT), KN_LABELS("checkpoints"));
+    for (int i = 0; i < KN_STORE_ERRORS; i++)
+        kn_metric_set(m->store_errors, (double)store.errors[i], KN_LABELS(kinds[i]));
+    kn_server_observe_commits(s);
+    kn_metric_set(m->storage_free_bytes, (double)s->reserve.free_bytes, KN_NO_LABELS);
+    kn_metric_set(m->storage_reserved, s->reserve.held, KN_NO_LABELS);
+    kn_metric_set(m->memory_bytes, (double)store.memory_bytes, KN_LABELS("sqlite"));
+}
+
+void kn_server_observe_commits(kn_server *s)
+{
+    kn_store_commit commits[64];
+    int32_t count;
+    do {
+        count = kn_store_take_commits(s->store, commits, 64);
+        for (int32_t i = 0; i < count; i++) {
+            kn_metric_observe(s->meters->store_commit_seconds, (double)commits[i].ns * 1e-9, KN_NO_LABELS);
+            kn_metric_observe(s->meters->store_commit_operations, commits[i].operations, KN_NO_LABELS);
+        }
+    } while (count == 64);
+}
+
 void kn_server_measure(kn_server *s)
 {
     const kn_meters *m = s->meters;
@@ -198,14 +225,37 @@ void kn_server_measure(kn_server *s)
     kn_metric_set(m->http_connections, kn_http_server_stats(s->http).connections, KN_NO_LABELS);
     kn_metric_set(m->event_streams, s->streams, KN_NO_LABELS);
     kn_metric_set(m->draining, s->draining, KN_NO_LABELS);
-    const kn_store_stats store = kn_store_read_stats(s->store);
-    kn_metric_set(m->store_bytes, (double)store.wal_bytes, KN_LABELS("wal"));
-    kn_metric_set(m->memory_bytes, (double)store.memory_bytes, KN_LABELS("sqlite"));
+    measure_storage(s);
     kn_metric_set(m->memory_bytes, (double)kn_mem_read().bytes, KN_LABELS("kinora"));
     kn_meters_collect(s->meters);
 }
 
 /* ---- the tick ---- */
+
+/* While nobody writes the store cannot notice that the disk has space again. */
+static void probe_store(kn_server *s)
+{
+    const kn_store_op op = {.kind = KN_STORE_AUDIT, .id = "store", .audit = {.action = "storage.probe"}};
+    if (kn_store_health(s->store) != KN_UNAVAILABLE || kn_store_read_stats(s->store).pending > 0) return;
+    if (kn_store_submit_op(s->store, &op, NULL, NULL) != KN_OK) kn_log(KN_LOG_DEBUG, "probe: %s", kn_fail_message());
+}
+
+static void tend_reserve(kn_server *s)
+{
+    struct kn_housekeeping *h = s->housekeeping;
+    const uint64_t full = kn_store_read_stats(s->store).errors[KN_STORE_ERROR_FULL];
+    const bool changed = kn_reserve_tend(&s->reserve, full != h->full);
+    h->full = full;
+    if (s->reserve.held) probe_store(s);
+    if (!changed) return;
+    if (s->reserve.held)
+        kn_log(KN_LOG_INFO, "there is space on the disk again; new jobs are taken");
+    else
+        kn_log(KN_LOG_ERROR,
+               "the disk is full: the reserve of %" PRId64 " MiB is given up to finish what was accepted, "
+               "new jobs are refused until there is space",
+               s->reserve.bytes >> 20);
+}
 
 static void on_tick(evutil_socket_t fd, short what, void *context)
 {
@@ -213,9 +263,11 @@ static void on_tick(evutil_socket_t fd, short what, void *context)
     struct kn_housekeeping *h = s->housekeeping;
     (void)fd, (void)what;
     h->ticks++;
+    tend_reserve(s);
     tidy_store(s);
     kn_end_retry(s);
-    sweep(s);
+    if (h->ticks >= SWEEP_AGE_SECONDS) kn_sweep_go(h->sweep, SWEEP_ENTRIES);
+    kn_server_observe_commits(s);
     kn_dispatch_pump(s);
     if (h->ticks % HEARTBEAT_SECONDS == 0) kn_api_heartbeat(s);
     if (kn_store_health(s->store) == KN_FATAL && !s->draining) {
@@ -228,19 +280,22 @@ static void on_tick(evutil_socket_t fd, short what, void *context)
 
 kn_status kn_housekeeping_start(kn_server *s)
 {
+    kn_status st = KN_OK;
     const struct timeval second = {.tv_sec = 1};
     s->housekeeping = kn_alloc(sizeof *s->housekeeping);
     if (!s->housekeeping) return KN_NOMEM;
+    KN_TRY(kn_sweep_create(&s->housekeeping->sweep, s->data, wanted, s));
     s->housekeeping->event = event_new(s->base, -1, EV_PERSIST, on_tick, s);
     if (!s->housekeeping->event || event_add(s->housekeeping->event, &second) != 0)
-        return kn_fail(KN_NOMEM, "no memory for an event");
-    return KN_OK;
+        st = kn_fail(KN_NOMEM, "no memory for an event");
+fail:
+    return st;
 }
 
 void kn_housekeeping_stop(kn_server *s)
 {
     if (!s->housekeeping) return;
-    if (s->housekeeping->folder) closedir(s->housekeeping->folder);
+    kn_sweep_destroy(&s->housekeeping->sweep);
     if (s->housekeeping->event) event_free(s->housekeeping->event);
     kn_free(s->housekeeping);
     s->housekeeping = NULL;

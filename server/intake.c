@@ -34,7 +34,7 @@ static const char *reason_of(const kn_call *call, int status)
     switch (status) {
     case 403: return "forbidden";
     case 429: return "deadline";
-    case 503: return call->server->draining ? "draining" : "queue_full";
+    case 503: return call->server->draining ? "draining" : call->server->reserve.held ? "queue_full" : "storage";
     default: return "invalid";
     }
 }
@@ -142,6 +142,8 @@ static kn_status judge(kn_call *call, kn_intake *in, const kn_request *request, 
         break;
     }
     if (s->draining) return kn_api_overloaded(error, 10, "This server is being shut down.");
+    if (!s->reserve.held)
+        return kn_api_overloaded(error, 30, "Storage is full: new videos are refused until there is space.");
     if (kn_live_count(s->live).unfinished >= s->config->queue_max)
         return kn_api_overloaded(error, retry,
                                  "%" PRId64 " videos are queued or running already, as many as this "

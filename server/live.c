@@ -312,6 +312,14 @@ void kn_live_trim(kn_live_table *t)
     }
 }
 
+void kn_live_forget_ended(kn_live_table *t, int64_t before)
+{
+    for (kn_live *live = t->oldest, *newer; live; live = newer) {
+        newer = live->newer;
+        if (live->job.state != KN_JOB_COMPLETED && live->job.completed_at <= before) kn_live_forget(t, &live);
+    }
+}
+
 void kn_live_each_unfinished(kn_live_table *t, kn_live_fn *fn, void *context)
 {
     for (uint32_t i = 0; i < t->slot_count; i++)

@@ -111,6 +111,9 @@ void kn_live_keep_body(kn_live_table *table, kn_live *live, const char *body, si
 /* Forgets the longest unused finished jobs beyond the limits. */
 void kn_live_trim(kn_live_table *table);
 
+/* Forgets finished jobs without a result that ended at `before` (wall clock, microseconds) or earlier. */
+void kn_live_forget_ended(kn_live_table *table, int64_t before);
+
 typedef void kn_live_fn(void *context, kn_live *live);
 /* Every unfinished job, in the order of their keys' slots. The callback may end jobs but not add any. */
 void kn_live_each_unfinished(kn_live_table *table, kn_live_fn *fn, void *context);

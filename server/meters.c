@@ -35,7 +35,7 @@ static const char *const codes[] = {"200", "202", "204", "206", "304", "400", "4
                                     "405", "408", "409", "410", "413", "415", "416", "422", "429",
                                     "500", "503", "507", "2xx", "3xx", "4xx", "5xx"};
 static const char *const access_results[] = {"allowed", "unauthenticated", "forbidden", "limited"};
-static const char *const store_kinds[] = {"busy", "io", "full", "corrupt"};
+static const char *const store_kinds[] = {"busy", "io", "full", "corrupt", "other"};
 static const char *const memory_owners[] = {"kinora", "sqlite"};
 static const char *const store_files[] = {"database", "wal", "blobs", "checkpoints"};
 
@@ -115,7 +115,7 @@ static const kn_metric_label fixed_labels[SOURCES] = {
     [VERDICT] = FIXED("verdict", verdicts),
     [CODE] = {"code", codes, sizeof codes / sizeof *codes, false},
     [ACCESS_RESULT] = FIXED("result", access_results),
-    [STORE_KIND] = {"kind", store_kinds, sizeof store_kinds / sizeof *store_kinds, false},
+    [STORE_KIND] = FIXED("kind", store_kinds),
     [STORE_FILE] = FIXED("file", store_files),
     [MEMORY_OWNER] = FIXED("owner", memory_owners),
 };
@@ -206,6 +206,10 @@ static const family families[] = {
            "Operations that shared a transaction."),
     COUNT(store_errors, "kinora_store_errors_total", NULL, STORE_KIND, NONE, NONE, false, "Transactions that failed."),
     LEVEL(store_bytes, "kinora_store_bytes", "bytes", STORE_FILE, NONE, NONE, false, "Size of the stored state."),
+    LEVEL(storage_free_bytes, "kinora_storage_free_bytes", "bytes", NONE, NONE, NONE, false,
+          "Free space of the file system that has the data directory."),
+    LEVEL(storage_reserved, "kinora_storage_reserved", NULL, NONE, NONE, NONE, false,
+          "1 while the reserve for a full disk is held; 0: the disk is full and new jobs are refused."),
     LEVEL(memory_bytes, "kinora_memory_bytes", "bytes", MEMORY_OWNER, NONE, NONE, false,
           "Memory allocated and not freed. What SQLite has is page caches, bounded per connection."),
     LEVEL(event_streams, "kinora_event_streams", NULL, NONE, NONE, NONE, false, "Clients that follow events."),

@@ -49,8 +49,10 @@ typedef struct kn_meters {
     kn_metric *authorizations;          /* authorizations_total{result}: allowed, unauthenticated, forbidden, limited */
     kn_metric *store_commit_seconds;    /* store_commit_seconds */
     kn_metric *store_commit_operations; /* store_commit_operations: operations that shared a commit */
-    kn_metric *store_errors;            /* store_errors_total{kind}: busy, io, full, corrupt */
+    kn_metric *store_errors;            /* store_errors_total{kind}: busy, io, full, corrupt, other */
     kn_metric *store_bytes;             /* store_bytes{file}: database, wal, blobs, checkpoints */
+    kn_metric *storage_free_bytes;      /* storage_free_bytes: of the data directory's file system */
+    kn_metric *storage_reserved;        /* storage_reserved: 1 while the reserve for a full disk is there */
     kn_metric *memory_bytes;            /* memory_bytes{owner}: kinora, sqlite: what each has allocated */
     kn_metric *event_streams;           /* event_streams */
     kn_metric *draining;                /* draining */

@@ -47,6 +47,7 @@ bool kn_server_ready(const kn_server *s, char *why, size_t bytes)
     const char *reason = s->draining                             ? "draining"
                          : kn_store_health(s->store) == KN_FATAL ? "the store has failed"
                          : kn_store_health(s->store) != KN_OK    ? "storage is full"
+                         : !s->reserve.held                      ? "storage is full"
                          : up == 0                               ? "no device is ready"
                                                                  : "";
     snprintf(why, bytes, "%s", reason);
@@ -126,6 +127,7 @@ static kn_status prepare_data(kn_server *s)
     s->data = kn_strdup(resolved);
     if (!s->data) return KN_NOMEM;
     KN_TRY(kn_artifact_prepare(s->data));
+    KN_TRY(kn_reserve_open(&s->reserve, s->data, s->config->reserve_bytes));
     if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < DESCRIPTORS_WANTED) {
         files.rlim_cur = files.rlim_max < DESCRIPTORS_WANTED ? files.rlim_max : DESCRIPTORS_WANTED;
         setrlimit(RLIMIT_NOFILE, &files);
@@ -148,6 +150,7 @@ static void on_store(evutil_socket_t fd, short what, void *context)
     (void)what;
     if (read((int)fd, &count, sizeof count) < 0) return;
     kn_store_drain(s->store);
+    if (s->meters) kn_server_observe_commits(s);
 }
 
 static kn_status open_store(kn_server *s)
@@ -516,6 +519,7 @@ static void stop(kn_server *s)
     kn_meters_destroy(&s->meters);
     if (s->store_wakeup >= 0) close(s->store_wakeup);
     if (s->base) event_base_free(s->base);
+    kn_reserve_close(&s->reserve);
     kn_free(s->data);
     kn_server_config_destroy(&s->config);
 }

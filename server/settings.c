@@ -67,6 +67,10 @@ static const setting settings[] = {
      "between checkpoints of a running job; 0: after every step"},
     {"retention-seconds", NUMBER, true, AT(retention_seconds), 60, 36500 * DAY, "86400", "N",
      "how long a finished video is kept"},
+    {"history-seconds", NUMBER, true, AT(history_seconds), 0, 36500 * DAY, "2592000", "N",
+     "how long a failed, cancelled or expired job is remembered, a day at least; 0: for ever"},
+    {"reserve-bytes", NUMBER, false, AT(reserve_bytes), 0, INT64_C(1) << 40, "16777216", "N",
+     "disk space kept to finish what was accepted when the disk is full; 0: none"},
     {"job-attempts-max", NUMBER, true, AT(job_attempts_max), 1, 100, "2", "N",
      "workers a job may take with it before it fails"},
     {"drain-seconds", NUMBER, true, AT(drain_seconds), 0, 7 * DAY, "30", "N",
@@ -388,6 +392,10 @@ kn_status kn_server_config_check(const kn_server_config *config)
     if (!config->tls_cert != !config->tls_key)
         return kn_fail(KN_INVALID, "%s is missing: tls-cert and tls-key belong together",
                        config->tls_cert ? "tls-key" : "tls-cert");
+    if (config->history_seconds > 0 && config->history_seconds < DAY)
+        return kn_fail(KN_INVALID,
+                       "history-seconds: %" PRId64 " is less than a day, as long as an idempotency key is kept",
+                       config->history_seconds);
     if (config->tls_client_ca && !config->tls_cert)
         return kn_fail(KN_INVALID, "tls-client-ca needs tls-cert and tls-key");
     if (config->webhook_development)

@@ -69,6 +69,8 @@ typedef struct kn_server_config {
     /* Jobs */
     int64_t checkpoint_interval_ms; /* between checkpoints of a running job: 2000; 0: after every step */
     int64_t retention_seconds;      /* R: of a result: 86400 */
+    int64_t history_seconds;        /* R: of a job without a result, after its end: 30 days; 0: for ever */
+    int64_t reserve_bytes;          /* of the file given up when the disk is full: 16 MiB; 0: none */
     int64_t job_attempts_max;       /* R: leases that may end in a worker's death: 2 */
     int64_t drain_seconds;          /* R: for running jobs to reach their end before they are checkpointed: 30 */
     /* Logging */

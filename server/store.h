@@ -46,6 +46,7 @@ enum {
     KN_STORE_ERROR_BYTES = 1024,     /* of a job's error_message and a delivery's error, without the NUL */
     KN_STORE_FILE_BYTES = 96,        /* name of a blob or checkpoint, with the NUL: [A-Za-z0-9_-][A-Za-z0-9._-]* */
     KN_STORE_LIST_MAX = 1000,        /* rows of one list, expire or purge */
+    KN_STORE_COMMITS_KEPT = 1024,    /* for kn_store_take_commits */
     KN_STORE_READERS = 4,            /* queries that run at the same time; a fifth waits */
 
     KN_ENDPOINT_ID_BYTES = 40,             /* "we_" and 32 hexadecimal digits, or the operator's; with the NUL */
@@ -97,18 +98,39 @@ void kn_store_close(kn_store **store);
 /* KN_OK; KN_UNAVAILABLE while the disk is full; KN_FATAL. Any thread. For readiness. */
 kn_status kn_store_health(const kn_store *store);
 
+/* Why a transaction failed. */
+typedef enum kn_store_error {
+    KN_STORE_ERROR_BUSY, /* another process holds a lock on the database */
+    KN_STORE_ERROR_IO,
+    KN_STORE_ERROR_FULL, /* no space, or over a quota of the file system */
+    KN_STORE_ERROR_CORRUPT,
+    KN_STORE_ERROR_OTHER, /* no memory, mostly */
+    KN_STORE_ERRORS,
+} kn_store_error;
+
 typedef struct kn_store_stats {
-    int32_t pending;       /* submitted and not drained */
-    uint64_t operations;   /* committed */
-    uint64_t transactions; /* committed; operations / transactions is the batch size */
-    uint64_t failed;       /* operations that got a status other than KN_OK */
-    uint64_t commit_ns;    /* time spent in COMMIT, all together */
-    uint64_t checkpoints;  /* of the write-ahead log */
-    uint64_t wal_bytes;    /* now */
-    uint64_t memory_bytes; /* that SQLite holds now, in this process: page caches, most of all */
+    int32_t pending;                  /* submitted and not drained */
+    uint64_t operations;              /* committed */
+    uint64_t transactions;            /* committed; operations / transactions is the batch size */
+    uint64_t failed;                  /* operations that got a status other than KN_OK */
+    uint64_t commit_ns;               /* time spent in COMMIT, all together */
+    uint64_t checkpoints;             /* of the write-ahead log */
+    uint64_t errors[KN_STORE_ERRORS]; /* transactions and checkpoints that failed, by kn_store_error */
+    uint64_t wal_bytes;               /* now */
+    uint64_t memory_bytes;            /* that SQLite holds now, in this process: page caches, most of all */
 } kn_store_stats;
 
 kn_store_stats kn_store_read_stats(const kn_store *store); /* any thread */
+
+/* One transaction that was committed. */
+typedef struct kn_store_commit {
+    uint64_t ns;        /* from BEGIN to stable storage */
+    int32_t operations; /* that it held */
+} kn_store_commit;
+
+/* Takes the commits since the last call, oldest first, and returns how many. Only the last KN_STORE_COMMITS_KEPT are
+ * kept between calls. Any thread. */
+int32_t kn_store_take_commits(kn_store *store, kn_store_commit *out, int32_t max);
 
 /* ---- operations ---- */
 
@@ -124,7 +146,7 @@ kn_store_stats kn_store_read_stats(const kn_store *store); /* any thread */
  * RETRY                    job       -         -         NOT_FOUND CONFLICT                   job.retry
  * EXPIRE                   -         -         -         -                                    job.expire (each)
  * REMOVE                   job       yes       -         NOT_FOUND                            job.remove
- * PURGE                    -         -         -         -                                    -
+ * PURGE                    -         -         -         -                                    job.purge (each)
  * ENDPOINT_PUT             (row)     (row)     -         CONFLICT (another tenant's id)       endpoint.put
  * ENDPOINT_REMOVE          endpoint  yes       -         NOT_FOUND                            endpoint.remove
  * ENDPOINT_DISABLE         endpoint  -         -         NOT_FOUND                            endpoint.disable
@@ -145,7 +167,7 @@ typedef enum kn_store_kind {
     KN_STORE_RETRY,            /* failed or cancelled -> queued, attempts 0, held again whatever the quota */
     KN_STORE_EXPIRE,           /* completed jobs past expires_at -> expired */
     KN_STORE_REMOVE,           /* any state -> deleted: a tombstone without prompt, request and result */
-    KN_STORE_PURGE,            /* forgets old tombstones, idempotency keys and ended deliveries */
+    KN_STORE_PURGE,            /* forgets old idempotency keys, ended jobs, tombstones and ended deliveries */
     KN_STORE_ENDPOINT_PUT,     /* adds or changes a webhook endpoint */
     KN_STORE_ENDPOINT_REMOVE,  /* with its deliveries */
     KN_STORE_ENDPOINT_DISABLE, /* and gives up its deliveries */
@@ -255,7 +277,11 @@ typedef struct kn_store_op {
             const char *code, *message;
             uint64_t used_us;
         } finish;
-        int32_t batch;                   /* EXPIRE, PURGE: rows at most (of each kind), 1..KN_STORE_LIST_MAX */
+        struct {
+            int32_t batch;    /* EXPIRE, PURGE: rows at most (of each kind), 1..KN_STORE_LIST_MAX */
+            int64_t ended_us; /* PURGE: also failed, cancelled and expired jobs that ended so long ago, at least
+                               * params.idempotency_us; 0: none */
+        };
         const kn_endpoint_row *endpoint; /* ENDPOINT_PUT */
         const kn_key_row *key;           /* KEY_ADD */
         struct {

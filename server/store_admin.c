@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/mem.h"
 #include "server/store_internal.h"
 
 const char *kn_webhook_event_name(kn_webhook_event event)
@@ -257,25 +258,73 @@ fail:
 
 /* ---- purge ---- */
 
+/* Of one kind, at most a batch; how many it were. */
+static kn_status purge_kind(kn_store *store, kn_sql which, int64_t before, int32_t batch, int32_t *count)
+{
+    kn_status st = KN_OK;
+    kn_binder b = kn_sql_bind(store, which);
+    kn_bind_int(&b, before);
+    kn_bind_int(&b, batch);
+    KN_TRY(kn_sql_step(&b, NULL));
+    *count = sqlite3_changes(store->writer);
+fail:
+    return st;
+}
+
+typedef struct ended_row {
+    int64_t seq;
+    char id[KN_JOB_ID_BYTES];
+} ended_row;
+
+static kn_status read_ended(kn_store *store, int64_t before, int32_t batch, ended_row *rows, int32_t *count)
+{
+    kn_status st = KN_OK;
+    bool row;
+    kn_binder b = kn_sql_bind(store, KN_SQL_JOB_ENDED);
+    kn_bind_int(&b, before);
+    kn_bind_int(&b, batch);
+    KN_TRY(kn_sql_step(&b, &row));
+    while (row) {
+        rows[*count].seq = sqlite3_column_int64(b.statement, 0);
+        KN_TRY(kn_column_text(b.statement, 1, rows[(*count)++].id, KN_JOB_ID_BYTES));
+        KN_TRY(kn_sql_step(&b, &row));
+    }
+fail:
+    kn_sql_done(&b);
+    return st;
+}
+
+/* Their files went when they ended or expired; what stays of them is the audit log. */
+static kn_status purge_ended(kn_store *store, const kn_store_op *op, int64_t before, int32_t *count)
+{
+    kn_status st = KN_OK;
+    ended_row *rows = kn_alloc_array((size_t)op->batch, sizeof *rows); /* read first: changes move rows */
+    if (!rows) return KN_NOMEM;
+    KN_TRY(read_ended(store, before, op->batch, rows, count));
+    for (int32_t i = 0; i < *count; i++) {
+        kn_binder b = kn_sql_bind(store, KN_SQL_JOB_FORGET);
+        kn_bind_int(&b, rows[i].seq);
+        KN_TRY(kn_sql_change_one(&b));
+        KN_TRY(kn_store_audit(store, op->actor, "job.purge", rows[i].id, NULL));
+    }
+fail:
+    kn_free(rows);
+    return st;
+}
+
 kn_status kn_store_run_purge(kn_store *store, const kn_store_op *op, kn_store_result *r)
 {
     kn_status st = KN_OK;
+    int32_t keys = 0, ended = 0, tombstones = 0, deliveries = 0;
     r->at = kn_store_now(store);
-    const struct {
-        kn_sql which;
-        int64_t before;
-    } steps[] = {
-        {KN_SQL_KEY_PURGE, r->at},
-        {KN_SQL_JOB_PURGE, r->at - store->params.tombstone_us},
-        {KN_SQL_DELIVERY_PURGE, r->at - store->params.delivery_us},
-    };
-    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
-        kn_binder b = kn_sql_bind(store, steps[i].which);
-        kn_bind_int(&b, steps[i].before);
-        kn_bind_int(&b, op->batch);
-        KN_TRY(kn_sql_step(&b, NULL));
-        r->count += sqlite3_changes(store->writer);
-    }
+    if (op->ended_us > 0 && op->ended_us < store->params.idempotency_us)
+        return kn_fail(KN_INVALID, "store: a job must be kept as long as an idempotency key that may name it");
+    KN_TRY(purge_kind(store, KN_SQL_KEY_PURGE, r->at, op->batch, &keys));
+    /* A key never outlives the job it names: no job goes while old keys are left. */
+    if (op->ended_us > 0 && keys < op->batch) KN_TRY(purge_ended(store, op, r->at - op->ended_us, &ended));
+    KN_TRY(purge_kind(store, KN_SQL_JOB_PURGE, r->at - store->params.tombstone_us, op->batch, &tombstones));
+    KN_TRY(purge_kind(store, KN_SQL_DELIVERY_PURGE, r->at - store->params.delivery_us, op->batch, &deliveries));
+    r->count = keys + ended + tombstones + deliveries;
 fail:
     return st;
 }

@@ -168,6 +168,7 @@ kn_status kn_store_check_op(const kn_store_op *op)
     case KN_STORE_PURGE:
         if (op->batch < 1 || op->batch > KN_STORE_LIST_MAX)
             return kn_fail(KN_INVALID, "store: batch is %d; 1..%d", op->batch, KN_STORE_LIST_MAX);
+        if (op->ended_us < 0) return kn_fail(KN_INVALID, "store: ended_us is negative");
         break;
     case KN_STORE_ENDPOINT_PUT: KN_TRY(check_endpoint(op->endpoint)); break;
     case KN_STORE_DELIVERY: KN_TRY(check_delivery(op)); break;

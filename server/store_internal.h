@@ -78,6 +78,9 @@ struct kn_store {
     bool closing;
     size_t pending_bytes;
     kn_store_stats stats;
+    kn_store_commit
+        commits[KN_STORE_COMMITS_KEPT]; /* a ring: the next one is written at commit_count modulo its size */
+    uint64_t commit_count, commits_taken;
     sqlite3 *readers[KN_STORE_READERS];
     bool reader_busy[KN_STORE_READERS];
 };
@@ -86,6 +89,7 @@ struct kn_store {
 
 /* The status an SQLite error stands for, described as "what: ...". */
 kn_status kn_sqlite_fail(sqlite3 *db, int code, const char *what);
+kn_store_error kn_sqlite_error_kind(sqlite3 *db);
 kn_status kn_sqlite_run(sqlite3 *db, const char *sql);
 /* The first column of the first row. */
 kn_status kn_sqlite_number(sqlite3 *db, const char *sql, int64_t *out);

@@ -100,7 +100,11 @@ static const char *const version_1[] = {
     " detail BLOB NOT NULL, hash BLOB NOT NULL) STRICT;",
     NULL};
 
-static const char *const *const versions[] = {version_1};
+/* Jobs without a result, for the purge. */
+static const char *const version_2[] = {"CREATE INDEX jobs_ended ON jobs(completed_at) WHERE state IN (3, 4, 5);",
+                                        NULL};
+
+static const char *const *const versions[] = {version_1, version_2};
 
 int64_t kn_store_schema_version(void)
 {

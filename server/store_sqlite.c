@@ -82,6 +82,26 @@ kn_status kn_sqlite_fail(sqlite3 *db, int code, const char *what)
     return kn_fail(status, "%s: %s (SQLite error %d)", what, text, code);
 }
 
+/* What the last call on this connection failed with. */
+kn_store_error kn_sqlite_error_kind(sqlite3 *db)
+{
+    const int number = sqlite3_system_errno(db);
+    switch (sqlite3_errcode(db) & 0xff) {
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED: return KN_STORE_ERROR_BUSY;
+    case SQLITE_FULL: return KN_STORE_ERROR_FULL;
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB: return KN_STORE_ERROR_CORRUPT;
+    case SQLITE_IOERR:
+        if (sqlite3_extended_errcode(db) == SQLITE_IOERR_NOMEM) return KN_STORE_ERROR_OTHER;
+        return number == ENOSPC || number == EDQUOT ? KN_STORE_ERROR_FULL : KN_STORE_ERROR_IO;
+    case SQLITE_CANTOPEN:
+    case SQLITE_READONLY:
+    case SQLITE_PERM: return KN_STORE_ERROR_IO;
+    default: return KN_STORE_ERROR_OTHER;
+    }
+}
+
 kn_status kn_sqlite_run(sqlite3 *db, const char *sql)
 {
     const int code = sqlite3_exec(db, sql, NULL, NULL, NULL);
@@ -289,6 +309,9 @@ kn_status kn_store_checkpoint(kn_store *store)
                store->wal_bytes, code == SQLITE_OK ? "a reader is in the way" : sqlite3_errmsg(store->writer));
     }
     if (code == SQLITE_OK) return KN_OK;
+    pthread_mutex_lock(&store->mutex);
+    store->stats.errors[kn_sqlite_error_kind(store->writer)]++;
+    pthread_mutex_unlock(&store->mutex);
     const kn_status st = kn_sqlite_fail(store->writer, code, "store: checkpoint");
     return st == KN_FATAL || st == KN_CORRUPT ? st : KN_OK;
 }

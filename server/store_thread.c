@@ -90,16 +90,29 @@ static void fail_batch(const kn_store_nodes *batch, kn_status status)
         if (node->result.status == KN_OK) fail_node(node, status, kn_fail_message());
 }
 
-static void count_batch(kn_store *store, const kn_store_nodes *batch, bool committed, uint64_t commit_ns)
+/* How long a transaction took. */
+typedef struct timing {
+    int64_t begun;      /* monotonic */
+    uint64_t commit_ns; /* of it, in COMMIT */
+} timing;
+
+/* `t` NULL: it was not committed. */
+static void count_batch(kn_store *store, const kn_store_nodes *batch, const timing *t)
 {
+    int32_t good = 0;
     pthread_mutex_lock(&store->mutex);
     for (const kn_store_node *node = batch->first; node; node = node->next)
         if (node->result.status == KN_OK)
-            store->stats.operations++;
+            good++;
         else
             store->stats.failed++;
-    store->stats.transactions += committed;
-    store->stats.commit_ns += commit_ns;
+    store->stats.operations += (uint64_t)good;
+    if (t) {
+        store->stats.transactions++;
+        store->stats.commit_ns += t->commit_ns;
+        store->commits[store->commit_count++ % KN_STORE_COMMITS_KEPT] =
+            (kn_store_commit){.ns = (uint64_t)(kn_clock_ns() - t->begun), .operations = good};
+    }
     store->stats.wal_bytes = (uint64_t)store->wal_bytes;
     pthread_mutex_unlock(&store->mutex);
 }
@@ -143,11 +156,11 @@ fail:
 }
 
 /* `guarded`: each operation in a savepoint. Without, the first that fails ends it, with `refused` set. */
-static kn_status run_transaction(kn_store *store, const kn_store_nodes *batch, bool guarded, bool *refused,
-                                 uint64_t *commit_ns)
+static kn_status run_transaction(kn_store *store, const kn_store_nodes *batch, bool guarded, bool *refused, timing *t)
 {
     kn_status st = KN_OK;
     *refused = false;
+    t->begun = kn_clock_ns();
     KN_TRY(run_statement(store, KN_SQL_BEGIN));
     kn_point(KN_POINT_store_begin);
     for (kn_store_node *node = batch->first; node; node = node->next) {
@@ -159,7 +172,7 @@ static kn_status run_transaction(kn_store *store, const kn_store_nodes *batch, b
     kn_point(KN_POINT_store_commit);
     KN_TRY(run_statement(store, KN_SQL_COMMIT));
     kn_point(KN_POINT_store_committed);
-    *commit_ns = (uint64_t)(kn_clock_ns() - start);
+    t->commit_ns = (uint64_t)(kn_clock_ns() - start);
     return KN_OK;
 fail:
     return judge(store, st);
@@ -198,26 +211,31 @@ static void forget_results(const kn_store_nodes *batch)
 static void run_batch(kn_store *store, const kn_store_nodes *batch)
 {
     const kn_store_marks marks = store->marks;
-    uint64_t commit_ns = 0;
+    const int64_t changes = sqlite3_total_changes64(store->writer);
+    timing t = {0};
     bool refused;
     if (atomic_load(&store->health) == KN_FATAL) {
         fail_batch(batch, kn_fail(KN_FATAL, "store: it failed before and must be opened again"));
-        count_batch(store, batch, false, 0);
+        count_batch(store, batch, NULL);
         return;
     }
-    kn_status st = run_transaction(store, batch, false, &refused, &commit_ns);
+    kn_status st = run_transaction(store, batch, false, &refused, &t);
     if (refused && st != KN_FATAL) {
         undo(store, &marks);
         forget_results(batch);
-        st = run_transaction(store, batch, true, &refused, &commit_ns);
+        st = run_transaction(store, batch, true, &refused, &t);
     }
     if (st == KN_OK) {
-        set_health(store, KN_OK);
-        count_batch(store, batch, true, commit_ns);
+        if (sqlite3_total_changes64(store->writer) != changes) set_health(store, KN_OK); /* the disk took something */
+        count_batch(store, batch, &t);
         return;
     }
+    const kn_store_error kind = kn_sqlite_error_kind(store->writer);
+    pthread_mutex_lock(&store->mutex);
+    store->stats.errors[kind]++;
+    pthread_mutex_unlock(&store->mutex);
     fail_batch(batch, st);
-    count_batch(store, batch, false, 0);
+    count_batch(store, batch, NULL);
     if (st == KN_FATAL || st == KN_UNAVAILABLE) set_health(store, st);
     undo(store, &marks);
     /* On a full disk the log may still be copied into pages the database has, and begun again. */
@@ -381,6 +399,18 @@ kn_status kn_store_perform(kn_store *store, const kn_store_op *op, kn_store_resu
         kn_store_drain(store);
     }
     return result->status == KN_OK ? KN_OK : kn_fail(result->status, "%s", result->message);
+}
+
+int32_t kn_store_take_commits(kn_store *store, kn_store_commit *out, int32_t max)
+{
+    int32_t count = 0;
+    pthread_mutex_lock(&store->mutex);
+    if (store->commit_count - store->commits_taken > KN_STORE_COMMITS_KEPT)
+        store->commits_taken = store->commit_count - KN_STORE_COMMITS_KEPT;
+    while (count < max && store->commits_taken < store->commit_count)
+        out[count++] = store->commits[store->commits_taken++ % KN_STORE_COMMITS_KEPT];
+    pthread_mutex_unlock(&store->mutex);
+    return count;
 }
 
 kn_status kn_store_health(const kn_store *store)

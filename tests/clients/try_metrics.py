@@ -49,6 +49,20 @@ class Metrics(ServerCase):
                               timeout=PATIENCE)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
 
+    def test_the_store_is_measured(self):
+        text = wait_for("a commit and the sizes", lambda: (lambda text: text if value(
+            text, 'kinora_store_bytes', file="blobs") > 0 else None)(self.text()))
+        for name in ("kinora_store_commit_seconds_count", "kinora_store_commit_operations_count"):
+            self.assertGreater(value(text, name), 5, name)
+        self.assertGreaterEqual(value(text, "kinora_store_commit_operations_sum"),
+                                value(text, "kinora_store_commit_operations_count"))
+        self.assertGreater(value(text, "kinora_store_bytes", file="database"), 4096)
+        self.assertGreater(value(text, "kinora_store_bytes", file="wal"), 0)
+        for kind in ("busy", "io", "full", "corrupt", "other"):
+            self.assertEqual(value(text, "kinora_store_errors_total", kind=kind), 0, kind)
+        self.assertEqual(value(text, "kinora_storage_reserved"), 1)
+        self.assertGreater(value(text, "kinora_storage_free_bytes"), 0)
+
     def test_families(self):
         text = self.text()
         kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))

@@ -92,6 +92,22 @@ static kn_status ignore(void *context, const kn_watch_event *event)
     return KN_OK;
 }
 
+static void old_ends_are_forgotten(void **state)
+{
+    (void)state;
+    kn_live_table *table = NULL;
+    assert_int_equal(kn_live_create(&table), KN_OK);
+    for (int i = 0; i < 10; i++) add(table, i, i % 2 ? KN_JOB_FAILED : KN_JOB_COMPLETED)->job.completed_at = 100 + i;
+    add(table, 10, KN_JOB_QUEUED);
+    kn_live_forget_ended(table, 105);
+    assert_int_equal(kn_live_count(table).finished, 7);
+    assert_null(kn_live_find(table, id_of(5)));
+    assert_non_null(kn_live_find(table, id_of(4))); /* has a result: it expires first */
+    assert_non_null(kn_live_find(table, id_of(7)));
+    assert_non_null(kn_live_find(table, id_of(10)));
+    kn_live_destroy(&table);
+}
+
 static void only_what_nobody_needs_is_forgotten(void **state)
 {
     (void)state;
@@ -200,13 +216,10 @@ static void unfinished_ones_are_walked(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(jobs_are_found_by_id_and_key),
-        cmocka_unit_test(a_key_never_means_another_job),
-        cmocka_unit_test(only_what_nobody_needs_is_forgotten),
-        cmocka_unit_test(the_longest_unused_go_first),
-        cmocka_unit_test(the_limit_can_be_changed),
-        cmocka_unit_test(a_finished_jobs_body_is_kept),
-        cmocka_unit_test(unfinished_ones_are_walked),
+        cmocka_unit_test(jobs_are_found_by_id_and_key), cmocka_unit_test(a_key_never_means_another_job),
+        cmocka_unit_test(old_ends_are_forgotten),       cmocka_unit_test(only_what_nobody_needs_is_forgotten),
+        cmocka_unit_test(the_longest_unused_go_first),  cmocka_unit_test(the_limit_can_be_changed),
+        cmocka_unit_test(a_finished_jobs_body_is_kept), cmocka_unit_test(unfinished_ones_are_walked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -199,6 +199,101 @@ static void test_keys(void **state)
     assert_int_equal(count, 1);
 }
 
+/* ---- purge ---- */
+
+static kn_store_op purge_of(int32_t batch, int64_t ended_us)
+{
+    return (kn_store_op){.kind = KN_STORE_PURGE, .batch = batch, .ended_us = ended_us};
+}
+
+static int64_t count_state(const fixture *f, kn_job_state state)
+{
+    int64_t counts[KN_JOB_STATES];
+    assert_int_equal(kn_store_counts(f->store, counts), KN_OK);
+    return counts[state];
+}
+
+static void test_ended_jobs_are_purged(void **state)
+{
+    fixture *f = *state;
+    kn_job jobs[KN_JOB_STATES], back;
+    kn_audit_head before, after;
+    for (int i = 0; i < KN_JOB_STATES; i++) put_in_state(f, &jobs[i], (kn_job_state)i);
+    kn_store_op op = purge_of(100, 30 * 24 * HOUR);
+    atomic_store(&f->now, START + 30 * 24 * HOUR - SECOND);
+    assert_outcome(perform(f->store, &op), KN_STORE_DONE);
+    assert_int_equal(count_state(f, KN_JOB_FAILED), 1); /* not yet */
+    assert_int_equal(kn_store_audit_head(f->store, &before), KN_OK);
+
+    atomic_store(&f->now, START + 31 * 24 * HOUR);
+    assert_int_equal(perform(f->store, &op).count, 3);
+    for (int i = 0; i < KN_JOB_STATES; i++) {
+        const bool ended = i == KN_JOB_FAILED || i == KN_JOB_CANCELLED || i == KN_JOB_EXPIRED;
+        const bool gone = ended || i == KN_JOB_DELETED; /* the tombstone's time is over, too */
+        assert_int_equal(kn_store_job_get(f->store, NULL, jobs[i].id, &back), gone ? KN_NOT_FOUND : KN_OK);
+        if (!gone) kn_job_release(&back);
+    }
+    assert_int_equal(kn_store_audit_head(f->store, &after), KN_OK);
+    assert_int_equal(after.sequence - before.sequence, 3); /* each says so, and what they were stays */
+    assert_int_equal(kn_store_audit_verify(f->store, &before, NULL), KN_OK);
+    assert_int_equal(perform(f->store, &op).count, 0);
+    reopen_store(f);
+    assert_int_equal(kn_store_audit_verify(f->store, &after, NULL), KN_OK);
+}
+
+static void test_purge_is_bounded(void **state)
+{
+    fixture *f = *state;
+    kn_job job;
+    for (int i = 0; i < 25; i++) put_in_state(f, &job, KN_JOB_FAILED);
+    kn_store_op op = purge_of(10, 24 * HOUR);
+    atomic_store(&f->now, START + 48 * HOUR);
+    assert_int_equal(perform(f->store, &op).count, 10); /* as many as the batch: there are more */
+    assert_int_equal(perform(f->store, &op).count, 10);
+    assert_int_equal(perform(f->store, &op).count, 5);
+    assert_int_equal(count_state(f, KN_JOB_FAILED), 0);
+    op = purge_of(10, 1); /* a key may still name it */
+    assert_int_equal(perform(f->store, &op).status, KN_INVALID);
+    op = purge_of(10, -1);
+    refuse(f, &op, "ended_us");
+}
+
+/* However the clock jumps, a key never outlives its job, and nothing that is not ended goes. */
+static void test_purge_when_the_clock_jumps(void **state)
+{
+    fixture *f = *state;
+    kn_job jobs[20], running;
+    char key[16];
+    for (int i = 0; i < 20; i++) {
+        fill_job(&jobs[i], "acme");
+        kn_store_op op = submit_of(&jobs[i]);
+        snprintf(key, sizeof key, "key-%d", i);
+        op.submit.idempotency_key = key;
+        assert_outcome(perform(f->store, &op), KN_STORE_DONE);
+        op = finish_of(jobs[i].id, 0, KN_JOB_CANCELLED);
+        assert_outcome(perform(f->store, &op), KN_STORE_DONE);
+    }
+    put_in_state(f, &running, KN_JOB_RUNNING);
+    const kn_store_op op = purge_of(7, 24 * HOUR);
+    atomic_store(&f->now, START - 1000 * HOUR); /* back: nothing is old */
+    assert_int_equal(perform(f->store, &op).count, 0);
+    atomic_store(&f->now, START + 100000 * HOUR);
+    for (int left = 100; left > 0; left--) {
+        const int32_t count = perform(f->store, &op).count;
+        sqlite3 *db = open_database(f->directory);
+        assert_int_equal(query_number(db, "SELECT count(*) FROM idempotency WHERE job NOT IN (SELECT id FROM jobs)"),
+                         0);
+        sqlite3_close(db);
+        if (count == 0) break;
+    }
+    assert_int_equal(count_state(f, KN_JOB_CANCELLED), 0);
+    assert_int_equal(count_state(f, KN_JOB_RUNNING), 1);
+    atomic_store(&f->now, START + HOUR); /* and back again: the store goes on */
+    kn_job job;
+    submit_job(f->store, &job, "acme");
+    assert_true(job.created_at > running.created_at);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -206,6 +301,9 @@ int main(void)
         STORE_TEST(test_endpoints_that_go),
         STORE_TEST(test_endpoints_of_a_tenant),
         STORE_TEST(test_keys),
+        STORE_TEST(test_ended_jobs_are_purged),
+        STORE_TEST(test_purge_is_bounded),
+        STORE_TEST(test_purge_when_the_clock_jumps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -118,6 +118,7 @@ static bool sweep_once(disk *d, fault_kind kind, int64_t nth, bool forever)
     const int64_t fired = fault_disarm(&d->vfs);
     if (kind == FAULT_SYNC_ERROR && fired > 0) {
         assert_int_equal(s.health, KN_FATAL);
+        assert_true(kn_store_read_stats(d->store).errors[KN_STORE_ERROR_IO] > 0);
         const kn_store_op op = step(d, 6);
         assert_int_equal(kn_store_submit_op(d->store, &op, NULL, NULL), KN_FATAL);
         kn_store_close(&d->store);
@@ -224,7 +225,12 @@ static void test_full_for_a_while(void **state)
         assert_int_equal(kn_store_health(d->store), KN_UNAVAILABLE);
         assert_int_equal(kn_store_counts(d->store, counts), KN_OK);
         assert_int_equal(counts[KN_JOB_RUNNING], 1);
+        const kn_store_op nothing = {.kind = KN_STORE_EXPIRE, .batch = 1}; /* a commit of nothing proves nothing */
+        assert_int_equal(perform(d->store, &nothing).status, KN_OK);
+        assert_int_equal(kn_store_health(d->store), KN_UNAVAILABLE);
     }
+    assert_true(kn_store_read_stats(d->store).errors[KN_STORE_ERROR_FULL] >= 20);
+    assert_int_equal(kn_store_read_stats(d->store).errors[KN_STORE_ERROR_IO], 0);
     fault_disarm(&d->vfs);
     submit_job(d->store, &job, "acme");
     assert_int_equal(kn_store_health(d->store), KN_OK);

@@ -95,6 +95,40 @@ static void test_refuses_a_newer_version(void **state)
     open_store(f);
 }
 
+/* A database of version 1 is brought forward, with what it holds. */
+static void test_brings_version_1_forward(void **state)
+{
+    fixture *f = *state;
+    kn_job job, ended;
+    submit_job(f->store, &job, "acme");
+    put_in_state(f, &ended, KN_JOB_FAILED);
+    kn_store_close(&f->store);
+    sqlite3 *db = open_database(f->directory);
+    assert_int_equal(sqlite3_exec(db, "DROP INDEX jobs_ended; PRAGMA user_version = 1", NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    open_store(f);
+    kn_job back = get(f, job.id);
+    kn_job_release(&back);
+    const kn_store_op op = {.kind = KN_STORE_PURGE, .batch = 10, .ended_us = 24 * HOUR};
+    atomic_store(&f->now, START + 48 * HOUR);
+    assert_int_equal(perform(f->store, &op).count, 1);
+    kn_store_close(&f->store);
+    db = open_database(f->directory);
+    assert_true(query_number(db, "PRAGMA user_version") >= 2);
+    assert_int_equal(query_number(db, "SELECT count(*) FROM sqlite_schema WHERE name = 'jobs_ended'"), 1);
+    sqlite3_stmt *plan = NULL; /* the purge walks the index, not the jobs */
+    assert_int_equal(sqlite3_prepare_v2(db,
+                                        "EXPLAIN QUERY PLAN SELECT seq, id FROM jobs WHERE state IN (3, 4, 5) AND"
+                                        " completed_at <= 7 ORDER BY completed_at LIMIT 3",
+                                        -1, &plan, NULL),
+                     SQLITE_OK);
+    assert_int_equal(sqlite3_step(plan), SQLITE_ROW);
+    assert_non_null(strstr((const char *)sqlite3_column_text(plan, 3), "USING INDEX jobs_ended"));
+    sqlite3_finalize(plan);
+    sqlite3_close(db);
+    open_store(f);
+}
+
 static void test_check_finds_damage(void **state)
 {
     fixture *f = *state;
@@ -150,9 +184,13 @@ static void test_files_are_private(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        STORE_TEST(test_second_server),           STORE_TEST(test_refuses_what_is_not_a_store),
-        STORE_TEST(test_refuses_a_newer_version), STORE_TEST(test_check_finds_damage),
-        cmocka_unit_test(test_no_directory),      STORE_TEST(test_files_are_private),
+        STORE_TEST(test_second_server),
+        STORE_TEST(test_refuses_what_is_not_a_store),
+        STORE_TEST(test_refuses_a_newer_version),
+        STORE_TEST(test_check_finds_damage),
+        STORE_TEST(test_brings_version_1_forward),
+        cmocka_unit_test(test_no_directory),
+        STORE_TEST(test_files_are_private),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

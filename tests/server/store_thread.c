@@ -109,6 +109,27 @@ static void finish_all(fixture *f)
     }
 }
 
+static void test_commits_are_measured(void **state)
+{
+    fixture *f = *state;
+    kn_store_commit commits[KN_STORE_COMMITS_KEPT + 1];
+    const kn_store_op op = {.kind = KN_STORE_AUDIT, .id = "x", .audit = {.action = "test"}};
+    assert_int_equal(kn_store_take_commits(f->store, commits, 8), 0);
+    hold_thread(f);
+    for (int i = 0; i < 5; i++) assert_int_equal(kn_store_submit_op(f->store, &op, NULL, NULL), KN_OK);
+    pthread_mutex_unlock(&f->gate);
+    finish_all(f);
+    assert_int_equal(kn_store_take_commits(f->store, commits, 1), 1);
+    assert_int_equal(commits[0].operations, 1); /* the one that held */
+    assert_int_equal(kn_store_take_commits(f->store, commits, 8), 1);
+    assert_int_equal(commits[0].operations, 5);
+    assert_true(commits[0].ns > 0 && commits[0].ns < UINT64_C(60000000000));
+    assert_int_equal(kn_store_take_commits(f->store, commits, 8), 0);
+    for (int i = 0; i < KN_STORE_COMMITS_KEPT + 10; i++) assert_outcome(perform(f->store, &op), KN_STORE_DONE);
+    assert_int_equal(kn_store_take_commits(f->store, commits, KN_STORE_COMMITS_KEPT + 1), KN_STORE_COMMITS_KEPT);
+    assert_int_equal(kn_store_take_commits(f->store, commits, 8), 0);
+}
+
 static void test_batch_is_bounded(void **state)
 {
     fixture *f = *state;
@@ -258,9 +279,10 @@ static void test_log_behind_a_reader(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        STORE_TEST(test_queue_is_bounded),    STORE_TEST(test_one_failure_is_its_own),
-        STORE_TEST(test_batch_is_bounded),    STORE_TEST(test_queue_is_bounded_in_bytes),
-        STORE_TEST(test_readers_are_bounded), STORE_TEST(test_log_behind_a_reader),
+        STORE_TEST(test_queue_is_bounded),          STORE_TEST(test_one_failure_is_its_own),
+        STORE_TEST(test_commits_are_measured),      STORE_TEST(test_batch_is_bounded),
+        STORE_TEST(test_queue_is_bounded_in_bytes), STORE_TEST(test_readers_are_bounded),
+        STORE_TEST(test_log_behind_a_reader),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
