@@ -21,7 +21,8 @@ typedef struct kn_arena {
 
 static inline kn_arena kn_arena_view(void *base, size_t capacity)
 {
-    return (kn_arena){.base = base, .capacity = capacity};
+    kn_arena arena = {(char *)base, capacity, 0, 0};
+    return arena;
 }
 
 /* `bytes` bytes at the next multiple of KN_ARENA_ALIGN. NULL when counting or

@@ -1,15 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/device.h"
 
+#include <stdio.h>
 #include <string.h>
 
+#include "kernels/device_cuda.h"
 #include "kernels/device_internal.h"
 
 kn_status kn_device_open(kn_device **out, const kn_device_params *params)
 {
     KN_REQUIRE(out && params && params->name);
     if (strcmp(params->name, "cpu") == 0) return kn_device_cpu_open(out, params);
-    return kn_fail(KN_UNAVAILABLE, "device \"%s\" is not available; this build has: cpu", params->name);
+    if (strcmp(params->name, "cuda") == 0 || strncmp(params->name, "cuda:", 5) == 0)
+        return kn_device_cuda_open(out, params);
+    return kn_fail(KN_UNAVAILABLE, "device \"%s\" is not available; one of cpu, cuda:N", params->name);
+}
+
+int32_t kn_device_list(char (*names)[KN_DEVICE_NAME_BYTES], int32_t capacity)
+{
+    const int32_t gpus = kn_device_cuda_count();
+    const int32_t count = gpus > 0 ? gpus : 1;
+    for (int32_t i = 0; i < count && i < capacity; i++) {
+        if (gpus > 0)
+            snprintf(names[i], KN_DEVICE_NAME_BYTES, "cuda:%d", i);
+        else
+            snprintf(names[i], KN_DEVICE_NAME_BYTES, "cpu");
+    }
+    return count;
 }
 
 void kn_device_close(kn_device **device)
@@ -64,25 +81,22 @@ kn_status kn_stream_synchronize(kn_stream *stream)
     return stream->device->backend->stream_synchronize(stream);
 }
 
-static kn_status copy(kn_stream *stream, void *destination, const void *source, size_t bytes)
-{
-    KN_REQUIRE(stream && (bytes == 0 || (destination && source)));
-    return bytes == 0 ? KN_OK : stream->device->backend->stream_copy(stream, destination, source, bytes);
-}
-
 kn_status kn_stream_upload(kn_stream *stream, void *device_memory, const void *host, size_t bytes)
 {
-    return copy(stream, device_memory, host, bytes);
+    KN_REQUIRE(stream && (bytes == 0 || (device_memory && host)));
+    return bytes == 0 ? KN_OK : stream->device->backend->stream_upload(stream, device_memory, host, bytes);
 }
 
 kn_status kn_stream_download(kn_stream *stream, void *host, const void *device_memory, size_t bytes)
 {
-    return copy(stream, host, device_memory, bytes);
+    KN_REQUIRE(stream && (bytes == 0 || (device_memory && host)));
+    return bytes == 0 ? KN_OK : stream->device->backend->stream_download(stream, host, device_memory, bytes);
 }
 
 kn_status kn_stream_copy(kn_stream *stream, void *destination, const void *source, size_t bytes)
 {
-    return copy(stream, destination, source, bytes);
+    KN_REQUIRE(stream && (bytes == 0 || (destination && source)));
+    return bytes == 0 ? KN_OK : stream->device->backend->stream_copy(stream, destination, source, bytes);
 }
 
 kn_status kn_stream_copy_rows(kn_stream *stream, void *destination, size_t destination_stride, const void *source,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Devices: where memory lives and operators run. A device is opened by name
- * ("cpu"; "cuda:0" once a CUDA back end is built in) and carries its own table
+ * ("cpu"; "cuda:0" where the build has CUDA) and carries its own table
  * of operators. Nothing about a device is global, so several can be open.
  *
  * Threading: one thread owns a device, its streams and its buffers. */
@@ -16,15 +16,22 @@ typedef struct kn_device kn_device;
 typedef struct kn_event kn_event;
 
 typedef struct kn_device_params {
-    const char *name; /* "cpu" */
+    const char *name; /* "cpu", "cuda:0" ("cuda" is the same) */
     int32_t threads;  /* CPU: worker threads including the caller; 0: all cores */
-    const char *isa; /* CPU: highest tier to use: "ref", "avx2", "avx512", "avx512bf16"; NULL: what the processor has */
+    const char *isa;  /* highest tier to use: "ref", "avx2", "avx512", "avx512bf16"; on a GPU "cuda", "sm90"; NULL: the
+                         best there is */
 } kn_device_params;
 
 /* KN_INVALID: a tier that does not exist. KN_UNAVAILABLE: no such device, or a
  * tier this processor lacks. */
 kn_status kn_device_open(kn_device **out, const kn_device_params *params);
 void kn_device_close(kn_device **device);
+
+enum { KN_DEVICE_NAME_BYTES = 32 };
+
+/* The devices that "auto" means: every GPU of this machine, or else "cpu". Writes the first `capacity` names and
+ * returns how many there are. Opens nothing. */
+int32_t kn_device_list(char (*names)[KN_DEVICE_NAME_BYTES], int32_t capacity);
 
 typedef struct kn_device_info {
     char name[32];         /* "cpu", "cuda:0" */
@@ -53,9 +60,11 @@ kn_device *kn_stream_device(const kn_stream *stream);
 kn_status kn_stream_synchronize(kn_stream *stream);
 
 /* Host to device and back, in stream order. The host block may be reused after
- * the next synchronisation. */
+ * the next synchronisation. Large uploads from ordinary memory overlap reading it
+ * with copying (a GPU's go through pinned memory). */
 kn_status kn_stream_upload(kn_stream *stream, void *device_memory, const void *host, size_t bytes);
 kn_status kn_stream_download(kn_stream *stream, void *host, const void *device_memory, size_t bytes);
+/* Inside the device. */
 kn_status kn_stream_copy(kn_stream *stream, void *destination, const void *source, size_t bytes);
 kn_status kn_stream_zero(kn_stream *stream, void *device_memory, size_t bytes);
 

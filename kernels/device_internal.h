@@ -14,8 +14,10 @@ typedef struct kn_device_backend {
     kn_status (*stream_create)(kn_stream **out, kn_device *device);
     void (*stream_destroy)(kn_stream *stream);
     kn_status (*stream_synchronize)(kn_stream *stream);
-    kn_status (*stream_copy)(kn_stream *stream, void *destination, const void *source,
-                             size_t bytes); /* any direction */
+    /* From host memory, to host memory, inside the device. */
+    kn_status (*stream_upload)(kn_stream *stream, void *destination, const void *source, size_t bytes);
+    kn_status (*stream_download)(kn_stream *stream, void *destination, const void *source, size_t bytes);
+    kn_status (*stream_copy)(kn_stream *stream, void *destination, const void *source, size_t bytes);
     /* NULL: row by row with stream_copy. */
     kn_status (*stream_copy_rows)(kn_stream *stream, void *destination, size_t destination_stride, const void *source,
                                   size_t source_stride, size_t row_bytes, int64_t rows);

@@ -43,6 +43,7 @@ CLANG_FORMAT_MAJOR = 14  # layouts differ between releases; this is Debian 12's
 # Sources (patterns) without tests/<room>/<name>.c, and the test that covers them. A row that nothing needs fails too.
 COVERED = {
     "kernels/device_cpu.c": "tests/kernels/device.c",
+    "kernels/device_cuda_none.c": "tests/kernels/device.c",
     "kernels/isa.c": "tests/kernels/device.c",
     "kernels/ref/*": "tests/checkops",
     "kernels/cpu/*": "tests/checkops",
@@ -140,11 +141,13 @@ def is_script(path):
 
 DATA_SET = {f for f in FILES if DATA.match(f)}
 WRITTEN = [f for f in FILES if f not in DATA_SET]
-C_FILES = [f for f in WRITTEN if f.endswith((".c", ".h"))]
+# CUDA C++ has no rules of names and layout here; the general ones hold.
+CUDA_FILES = [f for f in WRITTEN if f.endswith((".cu", ".cuh")) or f.startswith("kernels/cuda/")]
+C_FILES = [f for f in WRITTEN if f.endswith((".c", ".h")) and f not in CUDA_FILES]
 HEADERS = [f for f in C_FILES if f.endswith(".h")]
 PYTHON = [f for f in WRITTEN if f.endswith(".py")]
 SHELL = [f for f in WRITTEN if f.endswith(".sh") or (is_script(f) and re.match(r"#!.*\b(ba|da)?sh\b", text_of(f)))]
-CODE = C_FILES + PYTHON + SHELL
+CODE = C_FILES + CUDA_FILES + PYTHON + SHELL
 
 
 def room_of(path):
@@ -287,7 +290,7 @@ def check_places():
 def check_spdx():
     for path in CODE + [f for f in WRITTEN if f.endswith(".inc")]:
         head = text_of(path).split("\n")[:2]
-        if path.endswith((".c", ".h", ".inc")):
+        if path.endswith((".c", ".h", ".inc", ".cu", ".cuh")):
             good = head[0].startswith("/* SPDX-License-Identifier: Apache-2.0")
         else:
             good = "# SPDX-License-Identifier: Apache-2.0" in head[1 if head[0].startswith("#!") else 0:][:1]
