@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A GPU as a device: its memory, streams and events. Uploads go through a ring of pinned memory that several threads
- * fill, so that reading a mapped file, converting it on the device and copying overlap. Nothing here frees or waits on a
- * context that has reported a sticky error: those calls would fail, or hang. */
+ * fill, so that reading a mapped file, converting it on the device and copying overlap. Nothing here frees or waits on
+ * a context that has reported a sticky error: those calls would fail, or hang. */
 #include "kernels/cuda/device.cuh"
 
 #include <stdio.h>
@@ -330,8 +330,8 @@ static kn_status choose_tier(enum tier *out, const char *wanted, int sm)
     for (int i = 0; i < TIER_COUNT; i++) {
         if (strcmp(wanted, tier_names[i]) != 0) continue;
         if (i > best)
-            return kn_fail(KN_UNAVAILABLE, "isa \"%s\" is not supported by this GPU (sm_%d); the best is %s", wanted, sm,
-                           tier_names[best]);
+            return kn_fail(KN_UNAVAILABLE, "isa \"%s\" is not supported by this GPU (sm_%d); the best is %s", wanted,
+                           sm, tier_names[best]);
         *out = (enum tier)i;
         return KN_OK;
     }

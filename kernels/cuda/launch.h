@@ -16,10 +16,14 @@ extern "C" {
 }
 
 #if defined(KN_SIMT)
-#define KN_CUDA_BEGIN namespace kn_simt {
+#define KN_CUDA_BEGIN                                                                                                  \
+    namespace kn_simt                                                                                                  \
+    {
 #include "tests/simt/launch.h" /* simt::launch, simt::dynamic_shared */
 #else
-#define KN_CUDA_BEGIN namespace kn_cuda {
+#define KN_CUDA_BEGIN                                                                                                  \
+    namespace kn_cuda                                                                                                  \
+    {
 #endif
 #define KN_CUDA_END }
 
@@ -68,8 +72,8 @@ kn_status launch(const char *name, const launch_shape &shape, void (*kernel)(P..
 #else
     cudaError_t error = cudaSuccess;
     if (shape.shared > 48 * 1024)
-        error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)shape.shared);
+        error =
+            cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape.shared);
     void *pointers[] = {(void *)&args...};
     cudaLaunchConfig_t config = {};
     config.gridDim = shape.grid;

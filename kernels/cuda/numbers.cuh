@@ -60,8 +60,7 @@ __device__ static inline bool aligned16(const void *pointer)
 }
 
 /* Elements [index, index + count), count <= VECTOR; the rest of `values` is zero. */
-__device__ static inline void load8(const void *data, kn_dtype dtype, int64_t index, int count,
-                                    float (&values)[VECTOR])
+__device__ static inline void load8(const void *data, kn_dtype dtype, int64_t index, int count, float (&values)[VECTOR])
 {
     const char *at = (const char *)data + index * (dtype == KN_F32 ? 4 : 2);
     if (count >= VECTOR && aligned16(at) && dtype != KN_F16) {

@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(THREADS) lincomb_kernel(kn_lincomb_args args)
     }
     if (args.low < args.high) {
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) sum[i] = sum[i] < args.low ? args.low : sum[i] > args.high ? args.high : sum[i];
+        for (int i = 0; i < VECTOR; i++)
+            sum[i] = sum[i] < args.low ? args.low : sum[i] > args.high ? args.high : sum[i];
     }
     store8(args.out, KN_F32, first, count, sum);
 }
