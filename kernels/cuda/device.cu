@@ -232,6 +232,14 @@ static kn_status cuda_stream_copy(kn_stream *base, void *destination, const void
     return KN_OK;
 }
 
+static kn_status cuda_stream_copy_rows(kn_stream *base, void *destination, size_t destination_stride,
+                                       const void *source, size_t source_stride, size_t row_bytes, int64_t rows)
+{
+    ON(device_of(base), cudaMemcpy2DAsync(destination, destination_stride, source, source_stride, row_bytes,
+                                          (size_t)rows, cudaMemcpyDeviceToDevice, stream_of(base)));
+    return KN_OK;
+}
+
 static kn_status cuda_stream_zero(kn_stream *base, void *memory, size_t bytes)
 {
     ON(device_of(base), cudaMemsetAsync(memory, 0, bytes, stream_of(base)));
@@ -310,6 +318,7 @@ static kn_device_backend make_backend()
     b.stream_upload = cuda_stream_upload;
     b.stream_download = cuda_stream_download;
     b.stream_copy = cuda_stream_copy;
+    b.stream_copy_rows = cuda_stream_copy_rows;
     b.stream_zero = cuda_stream_zero;
     b.event_create = cuda_event_create;
     b.event_destroy = cuda_event_destroy;
