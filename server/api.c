@@ -11,7 +11,6 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "server/json.h"
-#include "server/kserve_json.h"
 
 /* ---- a call's life ---- */
 
@@ -34,7 +33,6 @@ static void free_call(kn_call *call)
         kn_job_release(&call->intake->job);
         kn_free(call->intake);
     }
-    kn_free(call->wish);
     kn_free(call);
 }
 
@@ -140,10 +138,7 @@ void kn_call_error(kn_call *call, const kn_api_error *error)
     char seconds[16], storage[2048];
     size_t count = 0;
     kn_text text = kn_text_fixed(storage, sizeof storage);
-    if (call->kserve)
-        kn_kserve_json_error(&text, error);
-    else
-        kn_api_error_write(&text, error);
+    kn_api_error_write(&text, error);
     if (error->retry_after_s > 0) {
         snprintf(seconds, sizeof seconds, "%d", error->retry_after_s);
         headers[count++] = (kn_http_reply_header){"retry-after", seconds};
@@ -239,6 +234,18 @@ static void handle_ready(kn_call *call)
     kn_call_reply(call, ready ? 200 : 503, "application/json", body, (size_t)bytes, NULL, 0);
 }
 
+/* Triton's and KServe's probes look at the status alone. */
+static void handle_v2_live(kn_call *call)
+{
+    kn_call_reply(call, 200, NULL, NULL, 0, NULL, 0);
+}
+
+static void handle_v2_ready(kn_call *call)
+{
+    char why[128];
+    kn_call_reply(call, kn_server_ready(call->server, why, sizeof why) ? 200 : 400, NULL, NULL, 0, NULL, 0);
+}
+
 static kn_model_entry entry_of(const kn_catalog_model *model)
 {
     return (kn_model_entry){.id = model->name, .created = model->created, .owned_by = "kinora"};
@@ -250,7 +257,7 @@ static void handle_models(kn_call *call)
     kn_model_entry entries[KN_CATALOG_MODELS_MAX];
     size_t count = 0;
     for (int32_t i = 0; i < kn_catalog_count(catalog); i++)
-        if (kn_catalog_serves(kn_catalog_at(catalog, i))) entries[count++] = entry_of(kn_catalog_at(catalog, i));
+        if (kn_catalog_at(catalog, i)->available) entries[count++] = entry_of(kn_catalog_at(catalog, i));
     kn_text text = kn_text_growing(1 << 20);
     kn_model_list_write(&text, entries, count);
     kn_call_json(call, &text, NULL, 0);
@@ -260,7 +267,7 @@ static void handle_model(kn_call *call)
 {
     kn_api_error error;
     const kn_catalog_model *model = kn_catalog_find(call->server->catalog, call->parameter);
-    if (!model || !kn_catalog_serves(model)) {
+    if (!model || !model->available) {
         kn_api_not_found(&error, "model", call->parameter);
         kn_call_error(call, &error);
         return;
@@ -335,6 +342,8 @@ static const kn_route routes[] = {
     ROUTE(GET, "/readyz", 0, handle_ready, 0),
     ROUTE(GET, "/livez", 0, handle_live, 0),
     ROUTE(GET, "/healthz", 0, handle_live, 0),
+    ROUTE(GET, "/v2/health/live", 0, handle_v2_live, 0),
+    ROUTE(GET, "/v2/health/ready", 0, handle_v2_ready, 0),
     ROUTE(GET, "/", 0, kn_api_page, 0),
     ROUTE(GET, "/page/{id}", 0, kn_api_page, 0),
 };
@@ -343,21 +352,22 @@ enum { ROUTE_COUNT = sizeof routes / sizeof *routes };
 
 size_t kn_api_routes(const char **names, size_t max)
 {
-    size_t count = 0, more;
-    const kn_route *v2 = kn_kserve_routes(&more);
-    for (size_t i = 0; i < ROUTE_COUNT && count < max; i++) names[count++] = routes[i].name;
-    for (size_t i = 0; i < more && count < max; i++) names[count++] = v2[i].name;
+    size_t count = 0;
+    while (count < ROUTE_COUNT && count < max) {
+        names[count] = routes[count].name;
+        count++;
+    }
     return count;
 }
 
-/* Does the path fit? *parameter: where {id} begins in it, *version: where {version} does. */
-static bool matches(const char *pattern, const char *path, const char **parameter, const char **version)
+/* Does the path fit? *parameter: where {id} begins in it. The last segment that is {id} takes the rest. */
+static bool matches(const char *pattern, const char *path, const char **parameter)
 {
-    *parameter = *version = "";
+    *parameter = "";
     while (*pattern && *path) {
         if (*pattern == '{') {
-            *(pattern[1] == 'v' ? version : parameter) = path;
             pattern = strchr(pattern, '}') + 1;
+            *parameter = path;
             const size_t length = strcspn(path, "/");
             if (length == 0) return false;
             path += length;
@@ -382,7 +392,7 @@ static const kn_route *find_route(const kn_route *table, size_t count, kn_call *
     const kn_http_method method = asked == KN_HTTP_HEAD ? KN_HTTP_GET : asked;
     bool path_known = false;
     for (size_t i = 0; i < count; i++) {
-        if (!matches(table[i].pattern, call->path, &call->parameter, &call->version)) continue;
+        if (!matches(table[i].pattern, call->path, &call->parameter)) continue;
         path_known = true;
         if (table[i].method == method) return &table[i];
         add_allowed(call, table[i].method);
@@ -394,41 +404,36 @@ static const kn_route *find_route(const kn_route *table, size_t count, kn_call *
     return NULL;
 }
 
-bool kn_api_authorize(kn_server *s, unsigned scope, const char *authorization, kn_access *access)
-{
-    *access = (kn_access){.allowed = true};
-    if (scope == 0) return true;
-    const kn_policy_request request = {.authorization = authorization,
-                                       .authorization_bytes = authorization ? strlen(authorization) : 0,
-                                       .scope = (kn_scope)scope,
-                                       .now_us = kn_now_us(),
-                                       .now_ns = kn_clock_ns()};
-    kn_policy_authorize(s->policy, &request, access);
-    if (!access->allowed && access->error.status == 429 && scope == KN_SCOPE_SUBMIT)
-        kn_metric_add(s->meters->jobs_refused, 1.0, KN_LABELS("rate"));
-    kn_metric_add(s->meters->authorizations, 1.0,
-                  KN_LABELS(access->allowed               ? "allowed"
-                            : access->error.status == 401 ? "unauthenticated"
-                            : access->error.status == 403 ? "forbidden"
-                                                          : "limited"));
-    return access->allowed;
-}
-
 static bool authorize(kn_call *call, kn_api_error *error)
 {
+    kn_server *s = call->server;
     kn_access access;
-    kn_api_authorize(call->server, call->route->scope, kn_http_header(call->exchange, "authorization"), &access);
+    if (call->route->scope == 0) return true;
+    const char *authorization = kn_http_header(call->exchange, "authorization");
+    const kn_policy_request request = {.authorization = authorization,
+                                       .authorization_bytes = authorization ? strlen(authorization) : 0,
+                                       .scope = (kn_scope)call->route->scope,
+                                       .now_us = kn_now_us(),
+                                       .now_ns = kn_clock_ns()};
+    kn_policy_authorize(s->policy, &request, &access);
     call->principal = access.principal;
     call->limits = access.headers;
     if (!access.allowed) *error = access.error;
+    if (!access.allowed && access.error.status == 429 && call->route->scope == KN_SCOPE_SUBMIT)
+        kn_metric_add(s->meters->jobs_refused, 1.0, KN_LABELS("rate"));
+    kn_metric_add(s->meters->authorizations, 1.0,
+                  KN_LABELS(access.allowed               ? "allowed"
+                            : access.error.status == 401 ? "unauthenticated"
+                            : access.error.status == 403 ? "forbidden"
+                                                         : "limited"));
     return access.allowed;
 }
 
-/* {id} or {version} as text of its own: the path goes on behind it. */
-static void cut_parameter(kn_call *call, const char *parameter)
+/* {id} as text of its own: the path goes on behind it. */
+static void cut_parameter(kn_call *call)
 {
-    if (parameter[0] == '\0') return;
-    char *start = call->path + (parameter - call->path);
+    if (call->parameter[0] == '\0') return;
+    char *start = call->path + (call->parameter - call->path);
     start[strcspn(start, "/")] = '\0';
 }
 
@@ -445,12 +450,10 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
     s->calls++;
     kn_http_set_user(exchange, call);
     snprintf(call->path, sizeof call->path, "%s", kn_http_path(exchange));
-    call->kserve = strncmp(call->path, "/v2", 3) == 0;
     call->route = find_route(table, count, call, &error);
     if (call->route) {
         kn_http_set_route(exchange, call->route->pattern);
-        cut_parameter(call, call->parameter);
-        cut_parameter(call, call->version);
+        cut_parameter(call);
         return call;
     }
     kn_call_error(call, &error);
@@ -460,8 +463,9 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
 /* Without keys whoever reaches this machine's loopback is let in, and a browser brings strangers there: a page of
  * another site may post to it, or read it under a name of its own that resolves to 127.0.0.1. So the server must have
  * been called by a name of this machine, and by no other site. */
-bool kn_api_from_here(const char *host, const char *origin, kn_api_error *error)
+static bool from_here(const kn_call *call, kn_api_error *error)
 {
+    const char *host = kn_http_host(call->exchange), *origin = kn_http_header(call->exchange, "origin");
     static const char *const names[] = {"localhost", "127.0.0.1", "[::1]"};
     bool local = host[0] == '\0'; /* HTTP/1.0 without one: no browser */
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -479,14 +483,9 @@ static void on_headers(kn_http_exchange *exchange, void *context)
 {
     kn_server *s = context;
     kn_api_error error;
-    size_t v2_count;
-    const kn_route *v2 = kn_kserve_routes(&v2_count);
-    const bool is_v2 = strncmp(kn_http_path(exchange), "/v2", 3) == 0;
-    kn_call *call = kn_call_open(s, exchange, is_v2 ? v2 : routes, is_v2 ? v2_count : ROUTE_COUNT);
+    kn_call *call = kn_call_open(s, exchange, routes, ROUTE_COUNT);
     if (!call) return;
-    if ((s->open && call->route->scope != 0 &&
-         !kn_api_from_here(kn_http_host(exchange), kn_http_header(exchange, "origin"), &error)) ||
-        !authorize(call, &error)) {
+    if ((s->open && call->route->scope != 0 && !from_here(call, &error)) || !authorize(call, &error)) {
         kn_call_error(call, &error);
         return;
     }

@@ -14,9 +14,7 @@
 #include "scheduler/scheduler.h"
 #include "server/catalog.h"
 #include "server/fleet.h"
-#include "server/grpc.h"
 #include "server/http.h"
-#include "server/kserve.h"
 #include "server/live.h"
 #include "server/meters.h"
 #include "server/moderation.h"
@@ -74,7 +72,6 @@ typedef struct kn_server {
     kn_policy *policy;
     bool open; /* no keys were asked for at the start */
     kn_meters *meters;
-    kn_kserve_counts kserve_counts[KN_CATALOG_MODELS_MAX]; /* per model of the catalog */
     kn_moderation *moderation;
     kn_notifier *notifier; /* NULL: webhooks are off */
     struct event *webhook_event;
@@ -84,9 +81,6 @@ typedef struct kn_server {
     kn_http_server *admin;                   /* on loopback, for who can read the data directory */
     char admin_token[65], admin_address[64]; /* "http://127.0.0.1:PORT" */
     kn_http_server *metrics;                 /* --metrics-listen; NULL: none of its own */
-    kn_grpc_server *grpc;                    /* --grpc (front.h); NULL: none */
-    kn_http_server *grpc_http;               /* its listeners */
-    kn_tls *grpc_tls;                        /* the same certificate, and HTTP/2 */
     struct kn_call *stream_calls;            /* server-sent events (api.h) */
     int32_t streams;
     int32_t calls; /* requests being answered */
@@ -169,10 +163,6 @@ int32_t kn_webhooks_pending(const kn_server *server); /* handed to the notifier 
 /* ---- api.c ---- */
 
 kn_http_callbacks kn_api_callbacks(void); /* context: the kn_server */
-/* Asks the policy, and counts what it says. */
-bool kn_api_authorize(kn_server *server, unsigned scope, const char *authorization, kn_access *access);
-/* Without keys: was this server called by a name of its own machine, and by no other site? Both may be NULL. */
-bool kn_api_from_here(const char *host, const char *origin, kn_api_error *error);
 /* Event streams and waiting requests end, so that the connections can; their clients come back elsewhere. */
 void kn_api_end_streams(kn_server *server);
 

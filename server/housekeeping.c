@@ -13,7 +13,6 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "server/api.h"
-#include "server/kserve_core.h"
 #include "server/notify_ready.h"
 #include "server/sweep.h"
 #include "server/wallclock.h"
@@ -224,12 +223,6 @@ void kn_server_measure(kn_server *s)
     kn_metric_set(m->http_requests_running, s->calls, KN_NO_LABELS);
     kn_metric_set(m->webhooks_pending, kn_webhooks_pending(s), KN_NO_LABELS);
     kn_metric_set(m->http_connections, kn_http_server_stats(s->http).connections, KN_NO_LABELS);
-    if (s->grpc) {
-        const kn_grpc_stats grpc = kn_grpc_server_stats(s->grpc);
-        kn_metric_set(m->grpc_connections, grpc.connections, KN_NO_LABELS);
-        kn_metric_set(m->grpc_calls_running, grpc.calls, KN_NO_LABELS);
-        kn_metric_set(m->grpc_abused, (double)grpc.abused, KN_NO_LABELS);
-    }
     kn_metric_set(m->event_streams, s->streams, KN_NO_LABELS);
     kn_metric_set(m->draining, s->draining, KN_NO_LABELS);
     measure_storage(s);
@@ -277,7 +270,6 @@ static void on_tick(evutil_socket_t fd, short what, void *context)
     kn_server_observe_commits(s);
     kn_dispatch_pump(s);
     if (h->ticks % HEARTBEAT_SECONDS == 0) kn_api_heartbeat(s);
-    kn_kserve_sweep(s);
     if (kn_store_health(s->store) == KN_FATAL && !s->draining) {
         kn_log(KN_LOG_ERROR, "the store has failed; stopping, so that a restart can recover it");
         s->failure = KN_FATAL;

@@ -177,27 +177,28 @@ KN_PTX void mbarrier_arrive_expect(uint64_t *barrier, uint32_t bytes)
                  : "memory");
 }
 
-/* Arrives at the barrier in the same place of CTA `rank`'s shared memory. "mapa", "mbarrier.arrive" on
- * .shared::cluster, release at cluster scope. */
+/* Arrives at the barrier in the same place of CTA `rank`'s shared memory. It orders no more than the CTA's own accesses
+ * (wider scopes cost a fence of the whole GPU): it says that a buffer was read, not that one was written. "mapa",
+ * "mbarrier.arrive" on .shared::cluster. */
 KN_PTX void mbarrier_arrive_cluster(uint64_t *barrier, uint32_t rank)
 {
     asm volatile("{\n"
                  ".reg .b32 remote;\n"
                  "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
                  "}" ::"r"(shared_address(barrier)),
                  "r"(rank)
                  : "memory");
 }
 
-/* True once the phase with that parity has ended; may wait a while inside. Acquire at cluster scope, which covers
- * arrivals from the CTA itself. "mbarrier.test_wait, mbarrier.try_wait". */
+/* True once the phase with that parity has ended; may wait a while inside. Acquire at CTA scope. "mbarrier.test_wait,
+ * mbarrier.try_wait". */
 KN_PTX bool mbarrier_try_wait(uint64_t *barrier, uint32_t parity)
 {
     uint32_t done;
     asm volatile("{\n"
                  ".reg .pred p;\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, p;\n"
                  "}"
                  : "=r"(done)
@@ -266,6 +267,12 @@ KN_PTX void tma_store_3d(const tensor_map *map, const void *shared, int x, int y
     asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
                  "r"(shared_address(shared)), "r"(x), "r"(y), "r"(z)
                  : "memory");
+}
+
+/* A hint: `bytes` of global memory (both multiples of 16) into the second cache level. "cp.async.bulk.prefetch". */
+KN_PTX void bulk_prefetch(const void *global, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
 /* Closes the group of this thread's bulk stores since the last one. "cp.async.bulk.commit_group". */
