@@ -16,6 +16,7 @@ static const struct {
     {"key", kn_cli_key, "create, list and revoke API keys"},
     {"status", kn_cli_status, "how a server is doing"},
     {"drain", kn_cli_drain, "let a server finish what runs, save the rest and stop"},
+    {"backup", kn_cli_backup, "copy a server's data directory, while it serves or not"},
     {"simulate", kn_cli_simulate, "run the scheduler through a made-up day"},
     {"model", kn_cli_model, "inspect a model folder"},
     {"bench", kn_cli_bench, "measure this machine, the operators and the networks"},

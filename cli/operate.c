@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * kinora jobs, key, status, drain: they ask the server that has the data directory or, where none runs, its store. */
+ * kinora jobs, key, status, drain: they ask the server that has the data directory or, where none runs, its store.
+ * kinora backup copies the directory. */
 #define _POSIX_C_SOURCE 200809L
+#include <inttypes.h>
 #include <jansson.h>
 #include <string.h>
 #include <time.h>
@@ -266,4 +268,50 @@ int kn_cli_status(int argc, char **argv)
 int kn_cli_drain(int argc, char **argv)
 {
     return operate(argc, argv, "drain [OPTIONS]", false, run_drain);
+}
+
+/* ---- backup ---- */
+
+static void print_backup(const kn_backup_report *r, const char *destination, bool json)
+{
+    char bytes[16];
+    if (json) {
+        printf("{\"event\":\"backup\",\"destination\":");
+        kn_cli_put_json_string(stdout, destination);
+        printf(",\"jobs\":%" PRId64 ",\"unfinished\":%" PRId64 ",\"files\":%" PRId64 ",\"bytes\":%" PRIu64
+               ",\"gone\":%" PRId64 ",\"damaged\":%" PRId64 ",\"audit_sequence\":%" PRId64
+               ",\"audit_hash\":\"%s\",\"live\":%s}\n",
+               r->jobs, r->unfinished, r->files, r->bytes, r->gone, r->damaged, r->audit_sequence, r->audit_hash,
+               r->live ? "true" : "false");
+        return;
+    }
+    printf("%s: %" PRId64 " jobs (%" PRId64 " unfinished), %" PRId64 " files, %s\n", destination, r->jobs,
+           r->unfinished, r->files, kn_cli_bytes(bytes, r->bytes));
+    printf("audit log: %" PRId64 " records, the last one %s\n", r->audit_sequence, r->audit_hash);
+    if (r->gone) printf("%" PRId64 " videos were removed meanwhile; their jobs are expired in the copy\n", r->gone);
+    if (r->damaged) printf("%" PRId64 " videos are damaged, in the data directory itself\n", r->damaged);
+}
+
+int kn_cli_backup(int argc, char **argv)
+{
+    const char *given = NULL, *destination = NULL;
+    bool json = false;
+    int count = 0;
+    char *data = NULL;
+    kn_backup_report report;
+    const kn_option options[] = {
+        {"data", 'd', "DIR", "the server's data directory", kn_cli_text, &given, NULL},
+        {"json", 0, NULL, "the answer as JSON", kn_cli_switch, &json, NULL},
+    };
+    kn_status st = kn_cli_parse(argc, argv, options, sizeof options / sizeof *options, "backup DIR [OPTIONS]",
+                                &destination, 1, &count);
+    if (st == KN_CANCELLED) return 0; /* --help */
+    if (st == KN_OK && count != 1) st = kn_fail(KN_INVALID, "backup takes the directory to make");
+    if (st == KN_OK) {
+        data = kn_cli_data(given);
+        st = data ? kn_backup(data, destination, &report) : kn_fail(KN_INVALID, "--data is missing");
+    }
+    if (st == KN_OK) print_backup(&report, destination, json);
+    kn_free(data);
+    return kn_cli_end(st, json);
 }

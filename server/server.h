@@ -18,6 +18,7 @@
 #define KN_SERVER_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/status.h"
 #include "server/settings.h"
@@ -44,6 +45,27 @@ bool kn_admin_live(const kn_admin *admin); /* a server is running */
 /* One request; `answer` is JSON text, kn_alloc'ed. method "GET", "POST" or "DELETE"; path "/admin/..."; body JSON or
  * NULL. A refusal is a status with the server's message. Without a server: KN_UNAVAILABLE for what needs one. */
 kn_status kn_admin_ask(kn_admin *admin, const char *method, const char *path, const char *body, char **answer);
+
+/* ---- backups ---- */
+
+typedef struct kn_backup_report {
+    int64_t jobs, unfinished; /* rows; queued and running ones among them */
+    int64_t files;            /* videos with their pictures, checkpoints */
+    uint64_t bytes;           /* of the files and the database */
+    int64_t gone;             /* results removed while they were copied: their jobs are expired in the copy */
+    int64_t damaged;          /* results that do not have the bytes that were published: copied as they are */
+    int64_t audit_sequence;   /* the last record of the audit log, ... */
+    char audit_hash[65];      /* ... in hexadecimal: kept elsewhere, it shows a log that was cut off */
+    bool live;                /* a server was running */
+} kn_backup_report;
+
+/* Copies a data directory, of a running server too, to `destination`, which must not exist: a data directory that
+ * `kinora serve --data` takes as it is. The database is copied as of one moment, then what its rows name; every video
+ * is compared with its SHA-256, the copy opened and checked and its audit log verified, everything synced, and only
+ * then is it there under its name. Reads only; a server that runs is not stopped from writing. KN_INVALID `destination`
+ * is there, or lies within the data directory KN_NOT_FOUND  no such data directory, or nothing in it KN_CORRUPT    the
+ * database is damaged KN_UNAVAILABLE, KN_IO  the disk is full; it refused; nothing is left at `destination` */
+kn_status kn_backup(const char *data, const char *destination, kn_backup_report *out);
 
 /* Before anything else in main(): libraries that keep settings per process. */
 void kn_server_prepare_process(void);

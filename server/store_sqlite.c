@@ -26,7 +26,7 @@
 #include "base/mem.h"
 #include "server/store_internal.h"
 
-enum { BUSY_MS = 1000, PID_BYTES = 24, LENGTH_LIMIT = 8 << 20 };
+enum { BUSY_MS = 1000, OPEN_BUSY_MS = 20000, PID_BYTES = 24, LENGTH_LIMIT = 8 << 20 };
 #define HOUR_US (INT64_C(3600) * 1000000)
 
 static const char WRITER_SETTINGS[] =
@@ -463,7 +463,9 @@ static kn_status enter_wal(kn_store *store)
         st = kn_fail(KN_UNSUPPORTED, "no write-ahead log can be kept there (is it a network file system?)");
     sqlite3_finalize(statement);
     if (st != KN_OK) return st;
+    sqlite3_busy_timeout(store->writer, OPEN_BUSY_MS); /* a backup may be reading */
     code = sqlite3_wal_checkpoint_v2(store->writer, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+    sqlite3_busy_timeout(store->writer, BUSY_MS);
     if (code != SQLITE_OK) return kn_sqlite_fail(store->writer, code, "write-ahead log");
     sqlite3_wal_hook(store->writer, count_pages, store);
     store->checkpoint_at = store->params.checkpoint_bytes;
