@@ -404,28 +404,33 @@ static const kn_route *find_route(const kn_route *table, size_t count, kn_call *
     return NULL;
 }
 
-static bool authorize(kn_call *call, kn_api_error *error)
+bool kn_api_authorize(kn_server *s, unsigned scope, const char *authorization, kn_access *access)
 {
-    kn_server *s = call->server;
-    kn_access access;
-    if (call->route->scope == 0) return true;
-    const char *authorization = kn_http_header(call->exchange, "authorization");
+    *access = (kn_access){.allowed = true};
+    if (scope == 0) return true;
     const kn_policy_request request = {.authorization = authorization,
                                        .authorization_bytes = authorization ? strlen(authorization) : 0,
-                                       .scope = (kn_scope)call->route->scope,
+                                       .scope = (kn_scope)scope,
                                        .now_us = kn_now_us(),
                                        .now_ns = kn_clock_ns()};
-    kn_policy_authorize(s->policy, &request, &access);
+    kn_policy_authorize(s->policy, &request, access);
+    if (!access->allowed && access->error.status == 429 && scope == KN_SCOPE_SUBMIT)
+        kn_metric_add(s->meters->jobs_refused, 1.0, KN_LABELS("rate"));
+    kn_metric_add(s->meters->authorizations, 1.0,
+                  KN_LABELS(access->allowed               ? "allowed"
+                            : access->error.status == 401 ? "unauthenticated"
+                            : access->error.status == 403 ? "forbidden"
+                                                          : "limited"));
+    return access->allowed;
+}
+
+static bool authorize(kn_call *call, kn_api_error *error)
+{
+    kn_access access;
+    kn_api_authorize(call->server, call->route->scope, kn_http_header(call->exchange, "authorization"), &access);
     call->principal = access.principal;
     call->limits = access.headers;
     if (!access.allowed) *error = access.error;
-    if (!access.allowed && access.error.status == 429 && call->route->scope == KN_SCOPE_SUBMIT)
-        kn_metric_add(s->meters->jobs_refused, 1.0, KN_LABELS("rate"));
-    kn_metric_add(s->meters->authorizations, 1.0,
-                  KN_LABELS(access.allowed               ? "allowed"
-                            : access.error.status == 401 ? "unauthenticated"
-                            : access.error.status == 403 ? "forbidden"
-                                                         : "limited"));
     return access.allowed;
 }
 
@@ -463,9 +468,8 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
 /* Without keys whoever reaches this machine's loopback is let in, and a browser brings strangers there: a page of
  * another site may post to it, or read it under a name of its own that resolves to 127.0.0.1. So the server must have
  * been called by a name of this machine, and by no other site. */
-static bool from_here(const kn_call *call, kn_api_error *error)
+bool kn_api_from_here(const char *host, const char *origin, kn_api_error *error)
 {
-    const char *host = kn_http_host(call->exchange), *origin = kn_http_header(call->exchange, "origin");
     static const char *const names[] = {"localhost", "127.0.0.1", "[::1]"};
     bool local = host[0] == '\0'; /* HTTP/1.0 without one: no browser */
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -485,7 +489,9 @@ static void on_headers(kn_http_exchange *exchange, void *context)
     kn_api_error error;
     kn_call *call = kn_call_open(s, exchange, routes, ROUTE_COUNT);
     if (!call) return;
-    if ((s->open && call->route->scope != 0 && !from_here(call, &error)) || !authorize(call, &error)) {
+    if ((s->open && call->route->scope != 0 &&
+         !kn_api_from_here(kn_http_host(exchange), kn_http_header(exchange, "origin"), &error)) ||
+        !authorize(call, &error)) {
         kn_call_error(call, &error);
         return;
     }

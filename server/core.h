@@ -14,6 +14,7 @@
 #include "scheduler/scheduler.h"
 #include "server/catalog.h"
 #include "server/fleet.h"
+#include "server/grpc.h"
 #include "server/http.h"
 #include "server/live.h"
 #include "server/meters.h"
@@ -81,6 +82,9 @@ typedef struct kn_server {
     kn_http_server *admin;                   /* on loopback, for who can read the data directory */
     char admin_token[65], admin_address[64]; /* "http://127.0.0.1:PORT" */
     kn_http_server *metrics;                 /* --metrics-listen; NULL: none of its own */
+    kn_grpc_server *grpc;                    /* --grpc (front.h); NULL: none */
+    kn_http_server *grpc_http;               /* its listeners */
+    kn_tls *grpc_tls;                        /* the same certificate, and HTTP/2 */
     struct kn_call *stream_calls;            /* server-sent events (api.h) */
     int32_t streams;
     int32_t calls; /* requests being answered */
@@ -163,6 +167,10 @@ int32_t kn_webhooks_pending(const kn_server *server); /* handed to the notifier 
 /* ---- api.c ---- */
 
 kn_http_callbacks kn_api_callbacks(void); /* context: the kn_server */
+/* Asks the policy, and counts what it says. */
+bool kn_api_authorize(kn_server *server, unsigned scope, const char *authorization, kn_access *access);
+/* Without keys: was this server called by a name of its own machine, and by no other site? Both may be NULL. */
+bool kn_api_from_here(const char *host, const char *origin, kn_api_error *error);
 /* Event streams and waiting requests end, so that the connections can; their clients come back elsewhere. */
 void kn_api_end_streams(kn_server *server);
 

@@ -223,6 +223,12 @@ void kn_server_measure(kn_server *s)
     kn_metric_set(m->http_requests_running, s->calls, KN_NO_LABELS);
     kn_metric_set(m->webhooks_pending, kn_webhooks_pending(s), KN_NO_LABELS);
     kn_metric_set(m->http_connections, kn_http_server_stats(s->http).connections, KN_NO_LABELS);
+    if (s->grpc) {
+        const kn_grpc_stats grpc = kn_grpc_server_stats(s->grpc);
+        kn_metric_set(m->grpc_connections, grpc.connections, KN_NO_LABELS);
+        kn_metric_set(m->grpc_calls_running, grpc.calls, KN_NO_LABELS);
+        kn_metric_set(m->grpc_abused, (double)grpc.abused, KN_NO_LABELS);
+    }
     kn_metric_set(m->event_streams, s->streams, KN_NO_LABELS);
     kn_metric_set(m->draining, s->draining, KN_NO_LABELS);
     measure_storage(s);

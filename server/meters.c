@@ -34,6 +34,12 @@ static const char *const verdicts[] = {"allow", "block", "failed"};
 static const char *const codes[] = {"200", "202", "204", "206", "304", "400", "401", "403", "404",
                                     "405", "408", "409", "410", "413", "415", "416", "422", "429",
                                     "500", "503", "507", "2xx", "3xx", "4xx", "5xx"};
+static const char *const grpc_codes[] = {
+    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+    "DATA_LOSS", "UNAUTHENTICATED"};
+static const char *const directions[] = {"received", "sent"};
 static const char *const access_results[] = {"allowed", "unauthenticated", "forbidden", "limited"};
 static const char *const store_kinds[] = {"busy", "io", "full", "corrupt", "other"};
 static const char *const memory_owners[] = {"kinora", "sqlite"};
@@ -83,6 +89,9 @@ typedef enum source {
     MODERATION_STAGE,
     VERDICT,
     CODE,
+    METHOD,
+    GRPC_CODE,
+    DIRECTION,
     ACCESS_RESULT,
     STORE_KIND,
     STORE_FILE,
@@ -103,6 +112,9 @@ static const kn_metric_label fixed_labels[SOURCES] = {
     [UUID] = {"uuid", NULL, 0, true},
     [VERSION] = {"version", NULL, 0, true},
     [COMMIT] = {"commit", NULL, 0, true},
+    [METHOD] = {"method", NULL, 0, false},
+    [GRPC_CODE] = FIXED("code", grpc_codes),
+    [DIRECTION] = FIXED("direction", directions),
     [PRIORITY] = FIXED("priority", priorities),
     [STATUS] = FIXED("status", statuses),
     [REASON] = {"reason", reasons, sizeof reasons / sizeof *reasons, false},
@@ -198,6 +210,14 @@ static const family families[] = {
     SPREAD(http_request_seconds, "kinora_http_request_duration_seconds", "seconds", ROUTE, CODE, http_bounds, true,
            "Requests answered."),
     LEVEL(http_connections, "kinora_http_connections", NULL, NONE, NONE, NONE, false, "Open connections."),
+    SPREAD(grpc_call_seconds, "kinora_grpc_call_duration_seconds", "seconds", METHOD, GRPC_CODE, http_bounds, true,
+           "gRPC calls, from their headers to their status."),
+    COUNT(grpc_message_bytes, "kinora_grpc_message_bytes_total", "bytes", DIRECTION, NONE, NONE, false,
+          "Messages of gRPC calls, uncompressed."),
+    LEVEL(grpc_connections, "kinora_grpc_connections", NULL, NONE, NONE, NONE, false, "Open HTTP/2 connections."),
+    LEVEL(grpc_calls_running, "kinora_grpc_calls_running", NULL, NONE, NONE, NONE, false, "gRPC calls under way."),
+    COUNT(grpc_abused, "kinora_grpc_connections_abused_total", NULL, NONE, NONE, NONE, false,
+          "HTTP/2 connections ended for breaking a limit or the protocol."),
     COUNT(authorizations, "kinora_authorizations_total", NULL, ACCESS_RESULT, NONE, NONE, false,
           "Decisions about who may do what."),
     SPREAD(store_commit_seconds, "kinora_store_commit_seconds", "seconds", NONE, NONE, commit_bounds, false,
@@ -264,7 +284,7 @@ kn_status kn_meters_create(kn_meters **out, const kn_meters_options *options)
 {
     KN_REQUIRE(options->device_count <= KN_METRIC_VALUES);
     kn_status st = KN_OK;
-    const char *version = KN_VERSION, *commit = options->commit ? options->commit : "unknown";
+    const char *none = "none", *version = KN_VERSION, *commit = options->commit ? options->commit : "unknown";
     const char *names[KN_METRIC_VALUES], *uuids[KN_METRIC_VALUES];
     size_t uuid_count = 0;
     for (size_t i = 0; i < options->device_count; i++) {
@@ -276,12 +296,14 @@ kn_status kn_meters_create(kn_meters **out, const kn_meters_options *options)
     const given_values given = {
         .values = {[MODEL] = options->models,
                    [ROUTE] = options->routes,
+                   [METHOD] = options->method_count ? options->methods : &none,
                    [DEVICE] = names,
                    [UUID] = uuids,
                    [VERSION] = &version,
                    [COMMIT] = &commit},
         .counts = {[MODEL] = options->model_count,
                    [ROUTE] = options->route_count,
+                   [METHOD] = options->method_count ? options->method_count : 1,
                    [DEVICE] = options->device_count,
                    [UUID] = uuid_count,
                    [VERSION] = 1,

@@ -46,6 +46,11 @@ typedef struct kn_meters {
     kn_metric *http_requests_running;   /* http_requests_running */
     kn_metric *http_request_seconds;    /* http_request_duration_seconds{route,code} */
     kn_metric *http_connections;        /* http_connections */
+    kn_metric *grpc_call_seconds;       /* grpc_call_duration_seconds{method,code} */
+    kn_metric *grpc_message_bytes;      /* grpc_message_bytes_total{direction}: received, sent */
+    kn_metric *grpc_connections;        /* grpc_connections */
+    kn_metric *grpc_calls_running;      /* grpc_calls_running */
+    kn_metric *grpc_abused;             /* grpc_connections_abused_total */
     kn_metric *authorizations;          /* authorizations_total{result}: allowed, unauthenticated, forbidden, limited */
     kn_metric *store_commit_seconds;    /* store_commit_seconds */
     kn_metric *store_commit_operations; /* store_commit_operations: operations that shared a commit */
@@ -79,6 +84,8 @@ typedef struct kn_meters_options {
     size_t model_count;
     const char *const *routes; /* patterns such as "GET /v1/videos/{id}", not paths */
     size_t route_count;
+    const char *const *methods; /* paths of gRPC methods */
+    size_t method_count;
     const kn_meter_device *devices;
     size_t device_count;
     const char *commit; /* of the build; NULL: "unknown" */

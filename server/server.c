@@ -26,6 +26,7 @@
 #include "base/mem.h"
 #include "base/point.h"
 #include "server/api.h"
+#include "server/front.h"
 #include "server/json.h"
 #include "server/notify_ready.h"
 
@@ -195,6 +196,8 @@ static kn_status open_policy(kn_server *s)
     const bool keys_set = c->keys || kn_keys_count(s->keys) > 0;
     for (size_t i = 0; i < c->listen.count; i++)
         KN_TRY(kn_policy_check_bind(c->listen.items[i], keys_set, c->tls_cert != NULL));
+    for (size_t i = 0; i < c->grpc.count; i++)
+        KN_TRY(kn_policy_check_bind(c->grpc.items[i], keys_set, c->tls_cert != NULL));
     if (c->metrics_listen && !kn_http_address_is_loopback(c->metrics_listen))
         kn_log(KN_LOG_WARNING, "metrics on %s can be read from other machines without a key", c->metrics_listen);
     kn_policy_options options = policy_options(s);
@@ -229,9 +232,13 @@ static void name_seats(kn_server *s, const char *const *devices)
 
 static kn_status open_meters(kn_server *s)
 {
+    static char methods[KN_FRONT_METHODS_MAX][KN_FRONT_PATH_BYTES];
+    const char *method_names[KN_FRONT_METHODS_MAX];
     const char *routes[64], *names[KN_FLEET_DEVICES_MAX], *models[KN_CATALOG_MODELS_MAX];
     kn_meter_device devices[KN_FLEET_DEVICES_MAX];
     const size_t route_count = kn_api_routes(routes, sizeof routes / sizeof *routes);
+    const size_t method_count = kn_front_methods(methods, KN_FRONT_METHODS_MAX);
+    for (size_t i = 0; i < method_count; i++) method_names[i] = methods[i];
     const size_t device_count = devices_of(s->config, names);
     s->seat_count = (int32_t)device_count;
     name_seats(s, names);
@@ -242,6 +249,8 @@ static kn_status open_meters(kn_server *s)
                                                              .model_count = model_count,
                                                              .routes = routes,
                                                              .route_count = route_count,
+                                                             .methods = method_names,
+                                                             .method_count = method_count,
                                                              .devices = devices,
                                                              .device_count = device_count});
 }
@@ -325,6 +334,7 @@ static kn_status open_http(kn_server *s)
                                                                     .limits = {.connections = 64},
                                                                     .callbacks = kn_metrics_callbacks(),
                                                                     .context = s}));
+    KN_TRY(kn_front_start(s));
     KN_TRY(kn_admin_start(s));
 fail:
     return st;
@@ -339,7 +349,9 @@ static void on_drain_tick(evutil_socket_t fd, short what, void *context)
     const bool late = kn_clock_ns() >= s->drain_until_ns;
     const kn_store_stats store = kn_store_read_stats(s->store);
     const int32_t left = kn_dispatch_save_all(s);
-    if (!late && (left > 0 || store.pending > 0 || kn_http_server_stats(s->http).connections > 0)) return;
+    if (!late &&
+        (left > 0 || store.pending > 0 || kn_http_server_stats(s->http).connections > 0 || kn_front_connections(s) > 0))
+        return;
     if (left > 0)
         kn_log(KN_LOG_WARNING, "%d jobs were still on their devices; they go on from their checkpoints", left);
     s->stopping = true;
@@ -363,6 +375,7 @@ void kn_server_drain(kn_server *s)
         kn_log(KN_LOG_ERROR, "drain: %s", kn_fail_message());
     kn_api_end_streams(s);
     kn_http_server_drain(s->http, NULL, NULL);
+    kn_front_drain(s);
     event_add(s->drain_event, &tick);
 }
 
@@ -372,6 +385,7 @@ kn_status kn_server_reload(kn_server *s)
     char restart[512] = "";
     kn_notify_reloading(kn_clock_ns());
     if (s->tls) KN_TRY(kn_tls_reload(s->tls));
+    KN_TRY(kn_front_reload(s));
     if (s->config_path) KN_TRY(kn_server_config_reload(&s->config, s->config_path, restart, sizeof restart));
     kn_log_configure(s->config->log_level, s->config->log_format);
     set_policy(s);
@@ -416,6 +430,21 @@ static kn_status watch_signals(kn_server *s)
 
 /* ---- ready line ---- */
 
+static void say_grpc(const kn_server *s, kn_json_writer *w, bool json)
+{
+    kn_json_write_key(w, "grpc");
+    kn_json_write_array(w);
+    for (size_t i = 0; i < s->config->grpc.count; i++) {
+        char target[256];
+        const char *address = s->config->grpc.items[i], *colon = strrchr(address, ':');
+        snprintf(target, sizeof target, "%.*s:%u", (int)(colon - address), address,
+                 kn_http_server_port(s->grpc_http, i));
+        kn_json_write_string(w, target);
+        if (!json) printf("%s%s", i ? ", " : "; gRPC on ", target);
+    }
+    kn_json_write_array_end(w);
+}
+
 static kn_status say_ready(const kn_server *s, bool json)
 {
     char storage[4096];
@@ -436,6 +465,7 @@ static kn_status say_ready(const kn_server *s, bool json)
         if (!json) printf("%s%s", i ? ", " : "ready on ", url);
     }
     kn_json_write_array_end(&w);
+    if (s->grpc) say_grpc(s, &w, json);
     if (s->metrics) {
         char url[64];
         snprintf(url, sizeof url, "http://127.0.0.1:%u", kn_http_server_port(s->metrics, 0));
@@ -499,6 +529,7 @@ static void stop(kn_server *s)
     kn_webhooks_stop(s);
     kn_admin_stop(s);
     kn_http_server_destroy(&s->metrics);
+    kn_front_stop(s);
     kn_http_server_destroy(&s->http);
     kn_fleet_destroy(&s->fleet);
     finish_store(s);

@@ -35,6 +35,8 @@ static const setting settings[] = {
     {"models", TEXT, false, AT(models), 0, 0, "", "DIR", "folder of model folders"},
     {"data", TEXT, false, AT(data), 0, 0, "", "DIR", "data directory: database, videos, checkpoints"},
     {"listen", LIST, false, AT(listen), 1, KN_HTTP_LISTEN_MAX, "127.0.0.1:8000", "ADDRESS:PORT", "where to listen"},
+    {"grpc", LIST, false, AT(grpc), 0, KN_HTTP_LISTEN_MAX, "", "ADDRESS:PORT",
+     "where to speak gRPC, and HTTP/1.1 on the same port"},
     {"metrics-listen", TEXT, false, AT(metrics_listen), 0, 0, "", "ADDRESS:PORT",
      "where /metrics is served without a key; otherwise with scope metrics on the addresses above"},
     {"device", LIST, false, AT(devices), 1, KN_SETTING_ITEMS, "auto", "DEVICE", "auto, cpu, cuda:0, ..."},
@@ -401,6 +403,10 @@ kn_status kn_server_config_check(const kn_server_config *config)
     if (config->webhook_development)
         for (size_t i = 0; i < config->listen.count; i++)
             if (!kn_http_address_is_loopback(config->listen.items[i]))
+                return kn_fail(KN_INVALID, "webhook-development is for servers that only this machine can reach");
+    if (config->webhook_development)
+        for (size_t i = 0; i < config->grpc.count; i++)
+            if (!kn_http_address_is_loopback(config->grpc.items[i]))
                 return kn_fail(KN_INVALID, "webhook-development is for servers that only this machine can reach");
     for (size_t i = 0; i < config->webhook_allow.count; i++) {
         st = kn_webhook_check_allow(config->webhook_allow.items[i]);

@@ -44,6 +44,7 @@ typedef struct kn_server_config {
     char *models;               /* folder of model folders, or one model folder; required */
     char *data;                 /* data directory; required */
     kn_setting_list listen;     /* "127.0.0.1:8000" */
+    kn_setting_list grpc;       /* none; "127.0.0.1:8001" */
     char *metrics_listen;       /* NULL: /metrics on the addresses above, with scope metrics */
     kn_setting_list devices;    /* setting "device": "auto"; or "cpu", "cuda:0", ... */
     int64_t threads;            /* of a CPU worker; 0: all cores */
