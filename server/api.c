@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "server/json.h"
+#include "server/kserve_json.h"
 
 /* ---- a call's life ---- */
 
@@ -33,6 +34,7 @@ static void free_call(kn_call *call)
         kn_job_release(&call->intake->job);
         kn_free(call->intake);
     }
+    kn_free(call->wish);
     kn_free(call);
 }
 
@@ -138,7 +140,10 @@ void kn_call_error(kn_call *call, const kn_api_error *error)
     char seconds[16], storage[2048];
     size_t count = 0;
     kn_text text = kn_text_fixed(storage, sizeof storage);
-    kn_api_error_write(&text, error);
+    if (call->kserve)
+        kn_kserve_json_error(&text, error);
+    else
+        kn_api_error_write(&text, error);
     if (error->retry_after_s > 0) {
         snprintf(seconds, sizeof seconds, "%d", error->retry_after_s);
         headers[count++] = (kn_http_reply_header){"retry-after", seconds};
@@ -234,18 +239,6 @@ static void handle_ready(kn_call *call)
     kn_call_reply(call, ready ? 200 : 503, "application/json", body, (size_t)bytes, NULL, 0);
 }
 
-/* Triton's and KServe's probes look at the status alone. */
-static void handle_v2_live(kn_call *call)
-{
-    kn_call_reply(call, 200, NULL, NULL, 0, NULL, 0);
-}
-
-static void handle_v2_ready(kn_call *call)
-{
-    char why[128];
-    kn_call_reply(call, kn_server_ready(call->server, why, sizeof why) ? 200 : 400, NULL, NULL, 0, NULL, 0);
-}
-
 static kn_model_entry entry_of(const kn_catalog_model *model)
 {
     return (kn_model_entry){.id = model->name, .created = model->created, .owned_by = "kinora"};
@@ -257,7 +250,7 @@ static void handle_models(kn_call *call)
     kn_model_entry entries[KN_CATALOG_MODELS_MAX];
     size_t count = 0;
     for (int32_t i = 0; i < kn_catalog_count(catalog); i++)
-        if (kn_catalog_at(catalog, i)->available) entries[count++] = entry_of(kn_catalog_at(catalog, i));
+        if (kn_catalog_serves(kn_catalog_at(catalog, i))) entries[count++] = entry_of(kn_catalog_at(catalog, i));
     kn_text text = kn_text_growing(1 << 20);
     kn_model_list_write(&text, entries, count);
     kn_call_json(call, &text, NULL, 0);
@@ -267,7 +260,7 @@ static void handle_model(kn_call *call)
 {
     kn_api_error error;
     const kn_catalog_model *model = kn_catalog_find(call->server->catalog, call->parameter);
-    if (!model || !model->available) {
+    if (!model || !kn_catalog_serves(model)) {
         kn_api_not_found(&error, "model", call->parameter);
         kn_call_error(call, &error);
         return;
@@ -342,8 +335,6 @@ static const kn_route routes[] = {
     ROUTE(GET, "/readyz", 0, handle_ready, 0),
     ROUTE(GET, "/livez", 0, handle_live, 0),
     ROUTE(GET, "/healthz", 0, handle_live, 0),
-    ROUTE(GET, "/v2/health/live", 0, handle_v2_live, 0),
-    ROUTE(GET, "/v2/health/ready", 0, handle_v2_ready, 0),
     ROUTE(GET, "/", 0, kn_api_page, 0),
     ROUTE(GET, "/page/{id}", 0, kn_api_page, 0),
 };
@@ -352,22 +343,21 @@ enum { ROUTE_COUNT = sizeof routes / sizeof *routes };
 
 size_t kn_api_routes(const char **names, size_t max)
 {
-    size_t count = 0;
-    while (count < ROUTE_COUNT && count < max) {
-        names[count] = routes[count].name;
-        count++;
-    }
+    size_t count = 0, more;
+    const kn_route *v2 = kn_kserve_routes(&more);
+    for (size_t i = 0; i < ROUTE_COUNT && count < max; i++) names[count++] = routes[i].name;
+    for (size_t i = 0; i < more && count < max; i++) names[count++] = v2[i].name;
     return count;
 }
 
-/* Does the path fit? *parameter: where {id} begins in it. The last segment that is {id} takes the rest. */
-static bool matches(const char *pattern, const char *path, const char **parameter)
+/* Does the path fit? *parameter: where {id} begins in it, *version: where {version} does. */
+static bool matches(const char *pattern, const char *path, const char **parameter, const char **version)
 {
-    *parameter = "";
+    *parameter = *version = "";
     while (*pattern && *path) {
         if (*pattern == '{') {
+            *(pattern[1] == 'v' ? version : parameter) = path;
             pattern = strchr(pattern, '}') + 1;
-            *parameter = path;
             const size_t length = strcspn(path, "/");
             if (length == 0) return false;
             path += length;
@@ -392,7 +382,7 @@ static const kn_route *find_route(const kn_route *table, size_t count, kn_call *
     const kn_http_method method = asked == KN_HTTP_HEAD ? KN_HTTP_GET : asked;
     bool path_known = false;
     for (size_t i = 0; i < count; i++) {
-        if (!matches(table[i].pattern, call->path, &call->parameter)) continue;
+        if (!matches(table[i].pattern, call->path, &call->parameter, &call->version)) continue;
         path_known = true;
         if (table[i].method == method) return &table[i];
         add_allowed(call, table[i].method);
@@ -434,11 +424,11 @@ static bool authorize(kn_call *call, kn_api_error *error)
     return access.allowed;
 }
 
-/* {id} as text of its own: the path goes on behind it. */
-static void cut_parameter(kn_call *call)
+/* {id} or {version} as text of its own: the path goes on behind it. */
+static void cut_parameter(kn_call *call, const char *parameter)
 {
-    if (call->parameter[0] == '\0') return;
-    char *start = call->path + (call->parameter - call->path);
+    if (parameter[0] == '\0') return;
+    char *start = call->path + (parameter - call->path);
     start[strcspn(start, "/")] = '\0';
 }
 
@@ -455,10 +445,12 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
     s->calls++;
     kn_http_set_user(exchange, call);
     snprintf(call->path, sizeof call->path, "%s", kn_http_path(exchange));
+    call->kserve = strncmp(call->path, "/v2", 3) == 0;
     call->route = find_route(table, count, call, &error);
     if (call->route) {
         kn_http_set_route(exchange, call->route->pattern);
-        cut_parameter(call);
+        cut_parameter(call, call->parameter);
+        cut_parameter(call, call->version);
         return call;
     }
     kn_call_error(call, &error);
@@ -487,7 +479,10 @@ static void on_headers(kn_http_exchange *exchange, void *context)
 {
     kn_server *s = context;
     kn_api_error error;
-    kn_call *call = kn_call_open(s, exchange, routes, ROUTE_COUNT);
+    size_t v2_count;
+    const kn_route *v2 = kn_kserve_routes(&v2_count);
+    const bool is_v2 = strncmp(kn_http_path(exchange), "/v2", 3) == 0;
+    kn_call *call = kn_call_open(s, exchange, is_v2 ? v2 : routes, is_v2 ? v2_count : ROUTE_COUNT);
     if (!call) return;
     if ((s->open && call->route->scope != 0 &&
          !kn_api_from_here(kn_http_host(exchange), kn_http_header(exchange, "origin"), &error)) ||

@@ -17,7 +17,7 @@ typedef struct kn_call kn_call;
 
 typedef struct kn_route {
     kn_http_method method;
-    const char *pattern; /* "/v1/videos/{id}"; at most one {id}, which stands for one segment */
+    const char *pattern; /* "/v1/videos/{id}"; at most one {id}, and one {version} behind it, each one segment */
     const char *name;    /* "GET /v1/videos/{id}", for logs and metrics */
     unsigned scope;      /* kn_scope; 0: anybody */
     void (*handle)(kn_call *call);
@@ -41,6 +41,7 @@ struct kn_call {
     kn_http_exchange *exchange; /* NULL: answered, or the client has gone */
     const kn_route *route;
     const char *parameter; /* what stands for {id}; in `path` */
+    const char *version;   /* what stands for {version}; "" without it */
     char path[160];
     char allow[32]; /* for 405: the methods of this path, "GET, HEAD, DELETE" */
     kn_principal principal;
@@ -49,6 +50,9 @@ struct kn_call {
     kn_intake *intake;
     bool sync;  /* POST /v1/videos/sync: the reply is the video */
     bool owner; /* and it made the job, which is cancelled when the last client that waits for it goes away */
+    void (*deliver)(kn_call *call); /* sync: answers once `live` has ended; NULL: with the file */
+    bool kserve;                    /* errors have the shape of the inference protocol */
+    struct kn_kserve_wish *wish;    /* what an inference's answer is to hold (kserve_http.c); owned */
 
     /* Following a job. */
     kn_live *live; /* pinned */
@@ -96,6 +100,9 @@ void kn_call_wait(kn_call *call, kn_live *live, void (*after)(kn_call *call));
 
 /* ---- handlers ---- */
 
+/* Makes a job of the body; `content_type` as kn_video_request_parse takes it. Answers as call->sync says. */
+void kn_intake_begin(kn_call *call, const void *body, size_t bytes, const char *content_type);
+
 void kn_api_create(kn_call *call); /* intake.c */
 void kn_api_sync(kn_call *call);
 void kn_api_not_offered(kn_call *call); /* edits, extensions, characters, remix */
@@ -108,6 +115,11 @@ void kn_api_cancel(kn_call *call);
 void kn_api_content(kn_call *call); /* api_content.c */
 void kn_api_events(kn_call *call);
 void kn_api_send_video(kn_call *call, kn_live *live);
+/* Is there a finished file? KN_OK, or what a client that waited for it is told. */
+kn_status kn_api_check_result(const kn_live *live, kn_api_error *error);
+/* Opens a completed job's file; the caller closes *fd. KN_NOT_FOUND with *error: it is not there. */
+kn_status kn_api_open_result(kn_server *server, const kn_live *live, kn_artifact_kind kind, int *fd, uint64_t *bytes,
+                             kn_api_error *error);
 void kn_api_turn_away(kn_call *call);     /* refuses to wait any longer for the call's job */
 void kn_api_heartbeat(kn_server *server); /* a comment to every stream */
 
@@ -116,5 +128,8 @@ void kn_api_endpoint_list(kn_call *call);
 void kn_api_endpoint_delete(kn_call *call);
 
 void kn_api_page(kn_call *call); /* page.c */
+
+/* KServe v2 and Triton's extensions over REST (kserve_http.c): everything below /v2. */
+const kn_route *kn_kserve_routes(size_t *count);
 
 #endif

@@ -38,23 +38,38 @@ static void let_go(void *context)
     live->pins--;
 }
 
-static void send_file(kn_call *call, kn_live *live, const struct variant *variant)
+kn_status kn_api_open_result(kn_server *s, const kn_live *live, kn_artifact_kind kind, int *out, uint64_t *bytes,
+                             kn_api_error *error)
 {
-    kn_api_error error;
     struct stat there;
     kn_artifact artifact;
-    char etag[80], name[96];
+    const char *name = "file";
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
+        if (variants[i].kind == kind) name = variants[i].name;
     /* The row names the file: the epoch that published may not be the last. */
     char *path = live->job.blob && kn_artifact_parse(&artifact, live->job.blob)
-                     ? (artifact.kind = variant->kind, kn_artifact_path(call->server->data, &artifact))
+                     ? (artifact.kind = kind, kn_artifact_path(s->data, &artifact))
                      : NULL;
     const int fd = path ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
     kn_free(path);
     if (fd < 0 || fstat(fd, &there) != 0) {
+        kn_log_event(KN_LOG_ERROR, KN_LOG_WITH(kn_log_job(live->job.id)), "the %s of a completed video: %s", name,
+                     strerror(errno));
         if (fd >= 0) close(fd);
-        kn_log_event(KN_LOG_ERROR, KN_LOG_WITH(kn_log_job(live->job.id)), "the %s of a completed video: %s",
-                     variant->name, strerror(errno));
-        kn_api_not_found(&error, variant->name, live->job.id);
+        return kn_api_not_found(error, name, live->job.id);
+    }
+    *out = fd;
+    *bytes = (uint64_t)there.st_size;
+    return KN_OK;
+}
+
+static void send_file(kn_call *call, kn_live *live, const struct variant *variant)
+{
+    kn_api_error error;
+    char etag[80], name[96];
+    int fd;
+    uint64_t bytes;
+    if (kn_api_open_result(call->server, live, variant->kind, &fd, &bytes, &error) != KN_OK) {
         kn_call_error(call, &error);
         return;
     }
@@ -66,7 +81,7 @@ static void send_file(kn_call *call, kn_live *live, const struct variant *varian
     const kn_http_reply_header headers[] = {{"content-disposition", name}, {"cache-control", "private"}};
     live->pins++;
     const kn_http_file file = {.fd = fd,
-                               .bytes = (uint64_t)there.st_size,
+                               .bytes = bytes,
                                .content_type = variant->type,
                                .etag = etag,
                                .headers = headers,
@@ -123,22 +138,28 @@ void kn_api_content(kn_call *call)
         kn_call_error(call, &error);
 }
 
+/* A client that waits wants the reason, not that there is no content. */
+kn_status kn_api_check_result(const kn_live *live, kn_api_error *error)
+{
+    const kn_status st = check_content(live, error);
+    if (st == KN_OK) return KN_OK;
+    if (live->job.state == KN_JOB_FAILED) {
+        const bool blocked = strcmp(live->job.error_code, KN_MODERATION_CODE) == 0;
+        error->status = blocked ? 400 : 500;
+        if (!blocked) error->type = "server_error";
+    }
+    if (live->job.error_code[0]) error->code = live->job.error_code;
+    if (live->job.error_message) snprintf(error->message, sizeof error->message, "%s", live->job.error_message);
+    return st;
+}
+
 void kn_api_send_video(kn_call *call, kn_live *live)
 {
     kn_api_error error;
-    if (check_content(live, &error) == KN_OK) {
+    if (kn_api_check_result(live, &error) == KN_OK)
         send_file(call, live, &variants[0]);
-        return;
-    }
-    /* A client that waits wants the reason, not that there is no content. */
-    if (live->job.state == KN_JOB_FAILED) {
-        const bool blocked = strcmp(live->job.error_code, KN_MODERATION_CODE) == 0;
-        error.status = blocked ? 400 : 500;
-        if (!blocked) error.type = "server_error";
-    }
-    if (live->job.error_code[0]) error.code = live->job.error_code;
-    if (live->job.error_message) snprintf(error.message, sizeof error.message, "%s", live->job.error_message);
-    kn_call_error(call, &error);
+    else
+        kn_call_error(call, &error);
 }
 
 /* ---- server-sent events ---- */

@@ -217,11 +217,17 @@ int32_t kn_catalog_index(const kn_catalog *c, const kn_catalog_model *model)
     return (int32_t)(model - c->models);
 }
 
+bool kn_catalog_serves(const kn_catalog_model *model)
+{
+    return model->available && !model->offline;
+}
+
 static kn_catalog_model *first_available(const kn_catalog *c)
 {
     const kn_catalog_model *first = NULL;
     for (int32_t i = 0; i < c->count; i++)
-        if (c->models[i].available && (!first || strcmp(c->models[i].name, first->name) < 0)) first = &c->models[i];
+        if (kn_catalog_serves(&c->models[i]) && (!first || strcmp(c->models[i].name, first->name) < 0))
+            first = &c->models[i];
     return (kn_catalog_model *)(uintptr_t)first;
 }
 

@@ -36,6 +36,7 @@ typedef struct kn_catalog_model {
     int64_t created;                    /* seconds since 1970: the folder's model_index.json was last changed */
     bool available;                     /* the folder is there and this engine runs it */
     char error[KN_CATALOG_ERROR_BYTES]; /* why it is not available */
+    bool offline;                       /* unloaded by an operator: no new jobs; those there are go on */
     kn_model *planner;                  /* for sizes and the tokenizer; NULL when not available */
     const kn_repository *repository;
 } kn_catalog_model;
@@ -67,7 +68,10 @@ int32_t kn_catalog_count(const kn_catalog *catalog);
 kn_catalog_model *kn_catalog_at(const kn_catalog *catalog, int32_t index);
 int32_t kn_catalog_index(const kn_catalog *catalog, const kn_catalog_model *model);
 
-/* By folder name or alias; NULL or "" is the default: the first available model by name. NULL: no such model. */
+/* Does it take new jobs? */
+bool kn_catalog_serves(const kn_catalog_model *model);
+
+/* By folder name or alias; NULL or "" is the default: the first model by name that takes jobs. NULL: no such model. */
 kn_catalog_model *kn_catalog_find(const kn_catalog *catalog, const char *name);
 
 /* Terms of the model for the scheduler's cost model, from its configuration. */

@@ -16,6 +16,7 @@
 #include "server/fleet.h"
 #include "server/grpc.h"
 #include "server/http.h"
+#include "server/kserve.h"
 #include "server/live.h"
 #include "server/meters.h"
 #include "server/moderation.h"
@@ -73,6 +74,7 @@ typedef struct kn_server {
     kn_policy *policy;
     bool open; /* no keys were asked for at the start */
     kn_meters *meters;
+    kn_kserve_counts kserve_counts[KN_CATALOG_MODELS_MAX]; /* per model of the catalog */
     kn_moderation *moderation;
     kn_notifier *notifier; /* NULL: webhooks are off */
     struct event *webhook_event;

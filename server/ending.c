@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "base/point.h"
 #include "server/core.h"
+#include "server/kserve_core.h"
 #include "server/watch.h"
 
 void kn_end_remove_files(kn_server *s, const kn_store_result *result)
@@ -58,6 +59,7 @@ static void ended(kn_server *s, kn_live *live, const kn_store_result *result)
                              kn_log_real("device_seconds", (double)live->job.used_us * 1e-6)),
                  "job ended");
     count_end(s, live);
+    kn_kserve_job_ended(s, live);
     kn_live_ended(s->live, live);
     kn_end_remove_files(s, result);
     kn_tell_state(s, live);

@@ -218,7 +218,9 @@ typedef struct kn_http_file {
     const char *etag; /* with its quotes: "\"1f...\""; NULL: none. Strong: the bytes never change under it */
     const kn_http_reply_header *headers;
     size_t header_count;
-    bool ranges; /* offer and honour single ranges */
+    bool ranges;        /* offer and honour single ranges */
+    const void *prefix; /* copied; sent in front of the file, as part of the body. Without ranges and etag */
+    size_t prefix_bytes;
     /* Asked before every window; false cuts the connection: bytes that must not be served any more. May be NULL. */
     bool (*allowed)(void *context);
     void (*done)(void *context); /* once, when `context` is no longer needed, on every path. May be NULL */

@@ -101,14 +101,18 @@ static kn_status begin_file(kn_http_exchange *exchange, const kn_http_file *file
         .header_count = file->header_count,
         .own = own,
         .own_count = own_count,
-        .length = (int64_t)selection->bytes,
+        .length = (int64_t)(selection->bytes + file->prefix_bytes),
     };
     if (file->etag && !kn_http_is_field_value(file->etag, strlen(file->etag)))
         return kn_fail(KN_INVALID, "a reply's ETag is malformed");
     const kn_status st = kn_http_begin_reply(exchange, &outgoing, &head_bytes);
     if (st != KN_OK) return st;
-    const struct iovec head = {.iov_base = exchange->connection->server->head, .iov_len = head_bytes};
-    kn_http_connection_send(exchange->connection, &head, 1);
+    const bool body = file->prefix_bytes > 0 && kn_http_has_body(exchange, selection->status);
+    const struct iovec pieces[] = {
+        {.iov_base = exchange->connection->server->head, .iov_len = head_bytes},
+        {.iov_base = (void *)(uintptr_t)file->prefix, .iov_len = body ? file->prefix_bytes : 0},
+    };
+    kn_http_connection_send(exchange->connection, pieces, body ? 2 : 1);
     return KN_OK;
 }
 
@@ -129,7 +133,8 @@ kn_status kn_http_reply_file(kn_http_exchange *exchange, const kn_http_file *fil
     if (st != KN_OK) return kn_http_fail_reply(exchange); /* the file is closed with the exchange */
     if (kn_http_has_body(exchange, selection.status)) {
         exchange->file_offset = selection.first;
-        exchange->file_left = exchange->reply_bytes = selection.bytes;
+        exchange->file_left = selection.bytes;
+        exchange->reply_bytes = selection.bytes + file->prefix_bytes;
     }
     kn_http_end_reply(exchange);
     return KN_OK;

@@ -51,13 +51,11 @@ static kn_video_operation operation_of(const kn_call *call)
                                            : KN_VIDEO_CREATE;
 }
 
-static kn_status read_body(kn_call *call, kn_intake *in, kn_api_error *error)
+static kn_status read_body(kn_call *call, kn_intake *in, const void *body, size_t bytes, const char *content_type,
+                           kn_api_error *error)
 {
     kn_status st = KN_OK;
-    size_t bytes;
-    const char *body = kn_http_body(call->exchange, &bytes);
-    KN_TRY(kn_video_request_parse(&in->params, operation_of(call), body, bytes,
-                                  kn_http_header(call->exchange, "content-type"), error));
+    KN_TRY(kn_video_request_parse(&in->params, operation_of(call), body, bytes, content_type, error));
     KN_TRY(kn_idempotency_key_parse(in->key, kn_http_header(call->exchange, "idempotency-key"), error));
     st = kn_video_params_fingerprint(in->fingerprint, &in->params);
     if (st != KN_OK) kn_api_from_status(error, st);
@@ -73,6 +71,9 @@ static kn_status choose_model(kn_call *call, kn_intake *in, kn_api_error *error)
     if (!model)
         return kn_api_invalid_value(error, "model", "There is no model \"%s\"; GET /v1/models lists those there are.",
                                     in->params.model);
+    if (model->offline)
+        return kn_api_overloaded(error, 30, "The model \"%s\" has been unloaded; an operator loads it again.",
+                                 model->name);
     if (!model->available)
         return kn_api_overloaded(error, 30, "The model \"%s\" is not available at the moment.", model->name);
     in->model = model;
@@ -275,13 +276,13 @@ static void moderate(kn_call *call)
 
 /* ---- handlers ---- */
 
-void kn_api_create(kn_call *call)
+void kn_intake_begin(kn_call *call, const void *body, size_t bytes, const char *content_type)
 {
     kn_api_error error;
     kn_request request = kn_request_empty();
     kn_intake *in = intake_of(call);
     kn_status st = in ? KN_OK : kn_api_from_status(&error, KN_NOMEM);
-    if (st == KN_OK) st = read_body(call, in, &error);
+    if (st == KN_OK) st = read_body(call, in, body, bytes, content_type, &error);
     if (st == KN_OK) st = choose_model(call, in, &error);
     if (st == KN_OK) st = complete(call, in, &request, &error);
     if (st == KN_OK) st = judge(call, in, &request, &error);
@@ -290,6 +291,13 @@ void kn_api_create(kn_call *call)
         moderate(call);
     else
         refuse(call, &error, reason_of(call, error.status));
+}
+
+void kn_api_create(kn_call *call)
+{
+    size_t bytes;
+    const char *body = kn_http_body(call->exchange, &bytes);
+    kn_intake_begin(call, body, bytes, kn_http_header(call->exchange, "content-type"));
 }
 
 void kn_api_sync(kn_call *call)
@@ -302,12 +310,14 @@ void kn_api_sync(kn_call *call)
 void kn_api_not_offered(kn_call *call)
 {
     kn_api_error error;
+    size_t bytes;
+    const char *body = kn_http_body(call->exchange, &bytes);
     kn_intake *in = intake_of(call);
     kn_status st = in ? KN_OK : kn_api_from_status(&error, KN_NOMEM);
     if (call->route->method == KN_HTTP_GET)
         st = kn_api_not_found(&error, "character", call->parameter);
     else if (st == KN_OK)
-        st = read_body(call, in, &error);
+        st = read_body(call, in, body, bytes, kn_http_header(call->exchange, "content-type"), &error);
     if (st == KN_OK) kn_api_unsupported(&error, NULL, "unsupported_operation", "No model on this server does this.");
     kn_call_error(call, &error);
 }
@@ -332,6 +342,6 @@ static void answer(kn_call *call, kn_live *live)
         kn_api_turn_away(call);
     } else {
         kn_call_list(call);
-        kn_call_wait(call, live, send_result);
+        kn_call_wait(call, live, call->deliver ? call->deliver : send_result);
     }
 }

@@ -66,6 +66,8 @@ COVERED = {
     "server/api_videos.c": "tests/clients/main.py",
     "server/api_webhooks.c": "tests/clients/main.py",
     "server/intake.c": "tests/clients/main.py",
+    "server/kserve_core.c": "tests/clients/main.py",
+    "server/kserve_http.c": "tests/clients/main.py",
     "server/tell.c": "tests/clients/main.py",
     "server/front.c": "tests/kill/kill.py",
     "server/grpc_*.c": "tests/server/grpc.c",

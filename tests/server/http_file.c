@@ -153,6 +153,32 @@ static void files_without_ranges_or_tags_are_whole(void **state)
     stop_serving(&r, &s);
 }
 
+static void a_prefix_is_part_of_the_body(void **state)
+{
+    (void)state;
+    served s = make_served();
+    running r;
+    reply got;
+    s.file.ranges = false;
+    s.file.etag = NULL;
+    s.file.prefix = "before the file\n";
+    s.file.prefix_bytes = 16;
+    start_serving(&r, &s);
+    client c = client_open(&r);
+    for (int i = 0; i < 2; i++) { /* the second one is framed right only if the first was */
+        assert_true(client_send(&c, "POST /video HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"));
+        assert_true(client_reply(&c, &got) && got.status == 200 && got.bytes == FILE_BYTES + 16);
+        assert_memory_equal(got.body, "before the file\n", 16);
+        assert_memory_equal((const char *)got.body + 16, content, FILE_BYTES);
+        free_reply(&got);
+    }
+    assert_true(client_send(&c, "HEAD /video HTTP/1.1\r\nHost: a\r\n\r\n"));
+    assert_true(client_reply_to(&c, &got, true) && got.status == 200 && got.bytes == 0);
+    free_reply(&got);
+    client_close(&c);
+    stop_serving(&r, &s);
+}
+
 static void an_empty_file_is_a_reply(void **state)
 {
     (void)state;
@@ -323,6 +349,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_form_of_range_is_answered),
         cmocka_unit_test(files_without_ranges_or_tags_are_whole),
+        cmocka_unit_test(a_prefix_is_part_of_the_body),
         cmocka_unit_test(an_empty_file_is_a_reply),
         cmocka_unit_test(a_slow_reader_holds_one_window),
         cmocka_unit_test(a_reader_that_stalls_is_dropped),
