@@ -84,11 +84,11 @@ typedef struct kn_meters_options {
     size_t model_count;
     const char *const *routes; /* patterns such as "GET /v1/videos/{id}", not paths */
     size_t route_count;
-    const char *const *methods; /* paths of gRPC methods */
-    size_t method_count;
     const kn_meter_device *devices;
     size_t device_count;
-    const char *commit; /* of the build; NULL: "unknown" */
+    const char *commit;         /* of the build; NULL: "unknown" */
+    const char *const *methods; /* paths of gRPC methods */
+    size_t method_count;
 } kn_meters_options;
 
 kn_status kn_meters_create(kn_meters **out, const kn_meters_options *options);

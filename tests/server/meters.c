@@ -24,8 +24,8 @@ static const kn_meter_device devices[] = {{"cuda:0", "GPU-1"}, {"cuda:1", "GPU-2
 static kn_meters *make(void)
 {
     kn_meters *meters = NULL;
-    assert_int_equal(kn_meters_create(&meters, &(kn_meters_options){models, 2, routes, 2, devices, 4, "abc123"}),
-                     KN_OK);
+    assert_int_equal(
+        kn_meters_create(&meters, &(kn_meters_options){models, 2, routes, 2, devices, 4, "abc123", NULL, 0}), KN_OK);
     return meters;
 }
 
@@ -253,12 +253,13 @@ static void what_cannot_be_declared(void **state)
     (void)state;
     kn_meters *meters = NULL;
     uint64_t bytes = kn_mem_read().bytes;
-    assert_int_equal(kn_meters_create(&meters, &(kn_meters_options){models, 0, routes, 2, devices, 1, NULL}),
+    assert_int_equal(kn_meters_create(&meters, &(kn_meters_options){models, 0, routes, 2, devices, 1, NULL, NULL, 0}),
                      KN_INVALID);
-    assert_int_equal(kn_meters_create(&meters, &(kn_meters_options){models, 1, routes, 2, devices, 0, NULL}),
+    assert_int_equal(kn_meters_create(&meters, &(kn_meters_options){models, 1, routes, 2, devices, 0, NULL, NULL, 0}),
                      KN_INVALID);
     assert_int_equal(kn_mem_read().bytes, bytes);
-    assert_int_equal(kn_meters_create(&meters, &(kn_meters_options){models, 1, routes, 1, devices, 1, NULL}), KN_OK);
+    assert_int_equal(kn_meters_create(&meters, &(kn_meters_options){models, 1, routes, 1, devices, 1, NULL, NULL, 0}),
+                     KN_OK);
     kn_meters_destroy(&meters);
 }
 
