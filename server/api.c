@@ -38,6 +38,16 @@ static void free_call(kn_call *call)
     kn_free(call);
 }
 
+bool kn_call_waits(const kn_call *call)
+{
+    return call->exchange || call->grpc;
+}
+
+const char *kn_call_header(const kn_call *call, const char *name)
+{
+    return call->grpc ? kn_grpc_metadata(call->grpc, name) : kn_http_header(call->exchange, name);
+}
+
 void kn_call_hold(kn_call *call)
 {
     call->pending++;
@@ -46,12 +56,13 @@ void kn_call_hold(kn_call *call)
 void kn_call_release(kn_call *call)
 {
     call->pending--;
-    if (call->pending == 0 && !call->exchange) free_call(call);
+    if (call->pending == 0 && !kn_call_waits(call)) free_call(call);
 }
 
 void kn_call_over(kn_call *call)
 {
     call->exchange = NULL;
+    call->grpc = NULL;
     if (call->pending == 0) free_call(call);
 }
 
@@ -76,7 +87,7 @@ static kn_status on_watched(void *context, const kn_watch_event *event)
     kn_call *call = context;
     if (!event->last) return KN_OK;
     call->watcher = NULL; /* the watch lets go of it when this returns */
-    if (call->exchange) call->after(call);
+    if (kn_call_waits(call)) call->after(call);
     kn_call_release(call);
     return KN_OK;
 }
@@ -140,6 +151,11 @@ void kn_call_error(kn_call *call, const kn_api_error *error)
     char seconds[16], storage[2048];
     size_t count = 0;
     kn_text text = kn_text_fixed(storage, sizeof storage);
+    if (call->front) {
+        if (kn_call_waits(call)) call->front->error(call, error);
+        kn_call_over(call);
+        return;
+    }
     if (call->kserve)
         kn_kserve_json_error(&text, error);
     else
@@ -178,8 +194,25 @@ static void send_finished(kn_call *call, kn_live *live)
     kn_call_reply(call, 200, "application/json", live->body, live->body_bytes, NULL, 0);
 }
 
+void kn_call_deleted(kn_call *call)
+{
+    if (call->front) {
+        call->front->deleted(call);
+        kn_call_over(call);
+        return;
+    }
+    kn_text text = kn_text_growing(1024);
+    kn_video_deleted_write(&text, call->live->job.id);
+    kn_call_json(call, &text, NULL, 0);
+}
+
 void kn_call_video(kn_call *call, kn_live *live)
 {
+    if (call->front) {
+        if (kn_call_waits(call)) call->front->video(call, live);
+        kn_call_over(call);
+        return;
+    }
     if (live->phase == KN_LIVE_ENDED && kn_job_state_final(live->job.state)) {
         send_finished(call, live);
         return;
@@ -208,16 +241,19 @@ kn_live *kn_api_recall(kn_server *s, const char *tenant, const char *id)
     return live;
 }
 
+kn_live *kn_api_find(kn_server *s, const char *tenant, const char *id)
+{
+    if (!kn_job_id_valid(id)) return NULL;
+    kn_live *live = kn_live_find(s->live, id);
+    if (!live) live = kn_api_recall(s, tenant, id);
+    return live && strcmp(live->job.tenant, tenant) == 0 && live->job.state != KN_JOB_DELETED ? live : NULL;
+}
+
 kn_live *kn_call_find(kn_call *call)
 {
-    kn_server *s = call->server;
     kn_api_error error;
-    kn_live *live = NULL;
-    if (kn_job_id_valid(call->parameter)) {
-        live = kn_live_find(s->live, call->parameter);
-        if (!live) live = kn_api_recall(s, call->principal.tenant, call->parameter);
-    }
-    if (live && strcmp(live->job.tenant, call->principal.tenant) == 0 && live->job.state != KN_JOB_DELETED) return live;
+    kn_live *live = kn_api_find(call->server, call->principal.tenant, call->parameter);
+    if (live) return live;
     kn_api_not_found(&error, "video", call->parameter);
     kn_call_error(call, &error);
     return NULL;
@@ -457,6 +493,27 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
     return NULL;
 }
 
+kn_call *kn_call_open_grpc(kn_server *s, kn_grpc_call *grpc, const kn_call_front *front, const kn_route *route,
+                           const char *parameter)
+{
+    kn_call *call = kn_alloc(sizeof *call);
+    if (!call) {
+        kn_grpc_finish(grpc, KN_GRPC_RESOURCE_EXHAUSTED, "the server is out of memory");
+        return NULL;
+    }
+    call->server = s;
+    call->grpc = grpc;
+    call->front = front;
+    call->route = route;
+    call->principal = *kn_grpc_principal(grpc);
+    call->version = "";
+    s->calls++;
+    snprintf(call->path, sizeof call->path, "%s", parameter);
+    call->parameter = call->path;
+    kn_grpc_set_user(grpc, call);
+    return call;
+}
+
 /* Without keys whoever reaches this machine's loopback is let in, and a browser brings strangers there: a page of
  * another site may post to it, or read it under a name of its own that resolves to 127.0.0.1. So the server must have
  * been called by a name of this machine, and by no other site. */
@@ -510,7 +567,7 @@ void kn_call_request(kn_http_exchange *exchange, void *context)
 static void abandon(kn_call *call)
 {
     for (kn_call *other = call->server->stream_calls; other; other = other->next_stream)
-        if (other != call && other->sync && other->exchange && other->live == call->live) {
+        if (other != call && other->sync && kn_call_waits(other) && other->live == call->live) {
             other->owner = true;
             return;
         }
@@ -518,17 +575,27 @@ static void abandon(kn_call *call)
                "The client that waited for this video went away.");
 }
 
-void kn_call_closed(kn_http_exchange *exchange, void *context)
+static void close_call(kn_call *call)
 {
-    kn_call *call = kn_http_user(exchange);
-    (void)context;
-    if (!call) return;
     if (call->owner && call->live && call->live->phase != KN_LIVE_ENDED) abandon(call);
     if (call->watcher) {
         kn_watch_remove(call->live->watch, &call->watcher);
         if (call->after) call->pending--; /* held by kn_call_wait */
     }
     kn_call_over(call);
+}
+
+void kn_call_closed(kn_http_exchange *exchange, void *context)
+{
+    kn_call *call = kn_http_user(exchange);
+    (void)context;
+    if (call) close_call(call);
+}
+
+void kn_call_closed_grpc(kn_grpc_call *grpc)
+{
+    kn_call *call = kn_grpc_user(grpc);
+    if (call) close_call(call);
 }
 
 void kn_call_finished(const kn_http_record *record, void *context)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the HTTP handlers share. A *call* is one exchange as the API sees it: who asks, for which route, and what it is
- * waiting for. It lives until its exchange is over and nothing that was asked on its behalf is still to come back:
- * answers find a call whose client has gone (exchange NULL), never a call that is gone.
+ * What the handlers of all fronts share. A *call* is one exchange, or one call of the gRPC front, as the API sees it:
+ * who asks, for which route, and what it is waiting for. It lives until that is over and nothing that was asked on its
+ * behalf is still to come back: answers find a call whose client has gone (kn_call_waits false), never a call that is
+ * gone.
  *
  * Loop thread only. */
 #ifndef KN_SERVER_API_H
@@ -26,6 +27,14 @@ typedef struct kn_route {
 
 #define KN_ROUTE_UPLOAD UINT64_MAX
 
+/* How a call that is not an exchange is answered. Each ends its kn_grpc_call; the kn_call's end follows by itself. */
+typedef struct kn_call_front {
+    void (*error)(kn_call *call, const kn_api_error *error);
+    void (*video)(kn_call *call, kn_live *live); /* the job as it is now */
+    void (*deleted)(kn_call *call);              /* call->live is gone for good */
+    void (*drain)(kn_call *call);                /* call->stream: the server is being shut down */
+} kn_call_front;
+
 /* A submission under way (intake.c). */
 typedef struct kn_intake {
     kn_video_params params;
@@ -38,7 +47,9 @@ typedef struct kn_intake {
 
 struct kn_call {
     kn_server *server;
-    kn_http_exchange *exchange; /* NULL: answered, or the client has gone */
+    kn_http_exchange *exchange; /* NULL: answered, or the client has gone, or it came over gRPC */
+    kn_grpc_call *grpc;         /* in place of an exchange; its user is this call */
+    const kn_call_front *front; /* of a gRPC call; NULL: HTTP */
     const kn_route *route;
     const char *parameter; /* what stands for {id}; in `path` */
     const char *version;   /* what stands for {version}; "" without it */
@@ -66,6 +77,15 @@ struct kn_call {
 /* In the headers() callback: the call for a new exchange with its route in `table`; NULL: there is none, and it has
  * been told. The other callbacks for exchanges that have a call. */
 kn_call *kn_call_open(kn_server *server, kn_http_exchange *exchange, const kn_route *table, size_t count);
+/* The same for a gRPC call, which has been let in; `route` stands in for one of HTTP's: its scope and pattern tell what
+ * a submission is. `parameter` is the id it is about, or "". NULL: no memory, and the call has been told. */
+kn_call *kn_call_open_grpc(kn_server *server, kn_grpc_call *grpc, const kn_call_front *front, const kn_route *route,
+                           const char *parameter);
+void kn_call_closed_grpc(kn_grpc_call *grpc); /* for kn_grpc_method.closed, where the call's user is a kn_call */
+/* Is the client still there, and not answered? */
+bool kn_call_waits(const kn_call *call);
+/* A field of the request's header section or metadata; NULL: there is none. */
+const char *kn_call_header(const kn_call *call, const char *name);
 void kn_call_request(kn_http_exchange *exchange, void *context);
 void kn_call_closed(kn_http_exchange *exchange, void *context);
 void kn_call_finished(const kn_http_record *record, void *context);
@@ -78,7 +98,8 @@ void kn_call_reply(kn_call *call, int status, const char *content_type, const vo
 void kn_call_json(kn_call *call, kn_text *text, const kn_http_reply_header *headers, size_t header_count);
 void kn_call_error(kn_call *call, const kn_api_error *error);
 void kn_call_video(kn_call *call, kn_live *live);
-/* The exchange was ended by a function of http.h. */
+void kn_call_deleted(kn_call *call); /* call->live */
+/* The exchange or gRPC call was ended by a function of http.h or grpc.h. */
 void kn_call_over(kn_call *call);
 
 /* Something asked on the call's behalf comes back later. */
@@ -87,6 +108,8 @@ void kn_call_release(kn_call *call);
 
 /* The call's job, in memory, if it is this tenant's; else the error has been sent and NULL is returned. */
 kn_live *kn_call_find(kn_call *call);
+/* A tenant's job, brought into memory where needed; NULL: there is none. */
+kn_live *kn_api_find(kn_server *server, const char *tenant, const char *id);
 /* Brings a finished job back into memory. */
 kn_live *kn_api_recall(kn_server *server, const char *tenant, const char *id);
 

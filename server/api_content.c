@@ -237,10 +237,13 @@ void kn_api_end_streams(kn_server *s)
 {
     for (kn_call *call = s->stream_calls, *next; call; call = next) {
         next = call->next_stream;
-        if (!call->exchange) continue;
+        if (!kn_call_waits(call)) continue;
         if (call->watcher) kn_watch_remove(call->live->watch, &call->watcher);
         if (call->stream) {
-            kn_http_stream_end(call->exchange);
+            if (call->front)
+                call->front->drain(call);
+            else
+                kn_http_stream_end(call->exchange);
             kn_call_over(call);
         } else {
             kn_api_turn_away(call);

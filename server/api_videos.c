@@ -124,12 +124,8 @@ static void on_removed(void *context, kn_store_result *result)
         kn_point(KN_POINT_remove_committed);
         kn_end_remove_files(s, result);
         call->live->job.state = KN_JOB_DELETED; /* forgotten when the last call that has it is over */
-        if (call->exchange) {
-            kn_text text = kn_text_growing(1024);
-            kn_video_deleted_write(&text, call->live->job.id);
-            kn_call_json(call, &text, NULL, 0);
-        }
-    } else if (call->exchange) {
+        if (kn_call_waits(call)) kn_call_deleted(call);
+    } else if (kn_call_waits(call)) {
         kn_log(KN_LOG_ERROR, "delete: %s", result->message);
         kn_api_overloaded(&error, 5, "Storage did not take the deletion; nothing was deleted.");
         kn_call_error(call, &error);

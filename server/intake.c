@@ -56,7 +56,7 @@ static kn_status read_body(kn_call *call, kn_intake *in, const void *body, size_
 {
     kn_status st = KN_OK;
     KN_TRY(kn_video_request_parse(&in->params, operation_of(call), body, bytes, content_type, error));
-    KN_TRY(kn_idempotency_key_parse(in->key, kn_http_header(call->exchange, "idempotency-key"), error));
+    KN_TRY(kn_idempotency_key_parse(in->key, kn_call_header(call, "idempotency-key"), error));
     st = kn_video_params_fingerprint(in->fingerprint, &in->params);
     if (st != KN_OK) kn_api_from_status(error, st);
 fail:
@@ -209,7 +209,7 @@ static void on_submitted(void *context, kn_store_result *result)
     if (live) {
         answer(call, live);
         kn_point(KN_POINT_submit_answered);
-    } else if (call->exchange) { /* accepted, but not to be found: deleted meanwhile, or no memory */
+    } else if (kn_call_waits(call)) { /* accepted, but not to be found: deleted meanwhile, or no memory */
         kn_api_internal(&error);
         kn_call_error(call, &error);
     }
@@ -331,7 +331,7 @@ static void send_result(kn_call *call)
 
 static void answer(kn_call *call, kn_live *live)
 {
-    if (!call->exchange) {
+    if (!kn_call_waits(call)) {
         if (call->owner && live->phase != KN_LIVE_ENDED)
             kn_end_job(call->server, live, KN_JOB_CANCELLED, "cancelled",
                        "The client that waited for this video went away.");
