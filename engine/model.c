@@ -8,11 +8,18 @@
 #include "base/mem.h"
 #include "engine/generation.h"
 
-enum { SAMPLE_BYTES = 256, FINGERPRINT_BYTES = 96 };
+enum { SAMPLE_BYTES = 256, FINGERPRINT_BYTES = 96, DECODER_SIZES = 8 };
 
 /* Random weights of a preset: small enough that activations stay finite through all layers. */
 #define PRESET_DEVIATION 0.02f
 #define PRESET_SEED 1u
+
+/* What decoding latent frames of h x w takes. A dry run of the decoder finds it, which is more work than all the rest
+ * of a plan, and most requests are of few sizes. */
+typedef struct decoder_size {
+    int32_t h, w;
+    size_t bytes;
+} decoder_size;
 
 struct kn_model {
     kn_repository *repository;
@@ -27,6 +34,8 @@ struct kn_model {
     void *workspace;
     size_t workspace_bytes;
     char fingerprint[FINGERPRINT_BYTES];
+    decoder_size decoder_sizes[DECODER_SIZES]; /* a ring; h 0: none yet */
+    int32_t next_decoder_size;
 };
 
 static kn_dtype resolve_precision(const kn_device *device, kn_precision precision)
@@ -214,6 +223,20 @@ static uint64_t max_of(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+static kn_status decoder_bytes(kn_model *m, int32_t h, int32_t w, size_t *out)
+{
+    for (int32_t i = 0; i < DECODER_SIZES; i++)
+        if (m->decoder_sizes[i].h == h && m->decoder_sizes[i].w == w) {
+            *out = m->decoder_sizes[i].bytes;
+            return KN_OK;
+        }
+    const kn_status st = kn_vae_decoder_bytes(out, m->vae, m->stream, h, w);
+    if (st != KN_OK) return st;
+    m->decoder_sizes[m->next_decoder_size] = (decoder_size){.h = h, .w = w, .bytes = *out};
+    m->next_decoder_size = (m->next_decoder_size + 1) % DECODER_SIZES;
+    return KN_OK;
+}
+
 kn_status kn_model_plan(kn_model *m, const kn_request *request, kn_memory_plan *out)
 {
     kn_status st = KN_OK;
@@ -222,7 +245,7 @@ kn_status kn_model_plan(kn_model *m, const kn_request *request, kn_memory_plan *
     kn_memory_plan p = {
         .process = kn_mem_read().bytes, .transformer = kn_dit_weight_bytes(m->dit), .vae = kn_vae_weight_bytes(m->vae)};
     KN_TRY(kn_generation_bytes(m, request, &p));
-    KN_TRY(kn_vae_decoder_bytes(&decoder, m->vae, m->stream, shape.h, shape.w));
+    KN_TRY(decoder_bytes(m, shape.h, shape.w, &decoder));
     p.decoder = decoder;
     const uint64_t kept = p.process + p.transformer + p.state; /* prepared while the text slice still holds its own */
     p.peak = max_of(kept + p.text_workspace, kept + max_of(p.text_workspace, p.denoise_workspace));

@@ -223,6 +223,13 @@ static void refuse_device(const kn_scheduler *s, const kn_job_shape *shape, kn_a
     snprintf(out->reason, sizeof out->reason, "no device is ready that can load the model");
 }
 
+int64_t kn_scheduler_next_place_ns(const kn_scheduler *s)
+{
+    const int32_t devices = __builtin_popcountll(s->up), jobs = s->job_count;
+    const int64_t next = s->backlog_ns / (jobs > 0 ? jobs : 1) / (devices > 0 ? devices : 1);
+    return next > RETRY_LEAST_NS ? next : RETRY_LEAST_NS;
+}
+
 kn_status kn_scheduler_admission(const kn_scheduler *s, const kn_job_shape *shape, const kn_job_terms *terms,
                                  int64_t now_ns, kn_admission *out)
 {
@@ -245,10 +252,8 @@ kn_status kn_scheduler_admission(const kn_scheduler *s, const kn_job_shape *shap
     job.left_ns = kn_core_left(s, &job, KN_NO_DEVICE);
     out->device_ns = kn_scheduler_job_ns(s, shape);
     if (s->job_count >= s->params.jobs) {
-        /* On average a place is free after one job's share of the backlog. */
-        const int64_t next = s->backlog_ns / s->params.jobs / devices;
         out->verdict = KN_VERDICT_QUEUE_FULL;
-        out->retry_after_ns = next > RETRY_LEAST_NS ? next : RETRY_LEAST_NS;
+        out->retry_after_ns = kn_scheduler_next_place_ns(s);
         snprintf(out->reason, sizeof out->reason, "%d jobs are queued, which is the limit", s->params.jobs);
         return KN_OK;
     }

@@ -284,6 +284,9 @@ typedef struct kn_admission {
 kn_status kn_scheduler_admission(const kn_scheduler *scheduler, const kn_job_shape *shape, const kn_job_terms *terms,
                                  int64_t now_ns, kn_admission *out);
 
+/* When a place in a full queue may be free: after one job's share of the backlog, on average, and at least a second. */
+int64_t kn_scheduler_next_place_ns(const kn_scheduler *scheduler);
+
 /* Predicted device time of a whole job alone on the fastest device that is up; 0 without one. */
 int64_t kn_scheduler_job_ns(const kn_scheduler *scheduler, const kn_job_shape *shape);
 

@@ -13,6 +13,8 @@
 #include "server/json.h"
 #include "server/kserve_json.h"
 
+enum { SMALL_BODY_BYTES = 16 << 10 }; /* read before it is refused: that keeps the connection */
+
 /* ---- a call's life ---- */
 
 static void free_call(kn_call *call)
@@ -549,6 +551,7 @@ static void on_headers(kn_http_exchange *exchange, void *context)
     }
     uint64_t limit = call->route->body_bytes;
     if (limit == KN_ROUTE_UPLOAD) {
+        if (kn_http_content_length(exchange) > SMALL_BODY_BYTES && kn_api_turn_back(call)) return;
         const char *type = kn_http_header(exchange, "content-type");
         limit = kn_video_body_limit(type ? type : "");
         if (limit > (uint64_t)s->config->upload_bytes_max) limit = (uint64_t)s->config->upload_bytes_max;

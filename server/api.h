@@ -128,6 +128,7 @@ void kn_intake_begin(kn_call *call, const void *body, size_t bytes, const char *
 
 void kn_api_create(kn_call *call); /* intake.c */
 void kn_api_sync(kn_call *call);
+bool kn_api_turn_back(kn_call *call);   /* is there no room for another job? Then the call has been told */
 void kn_api_not_offered(kn_call *call); /* edits, extensions, characters, remix */
 
 void kn_api_list(kn_call *call); /* api_videos.c */

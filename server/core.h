@@ -89,7 +89,8 @@ typedef struct kn_server {
     kn_tls *grpc_tls;                        /* the same certificate, and HTTP/2 */
     struct kn_call *stream_calls;            /* server-sent events (api.h) */
     int32_t streams;
-    int32_t calls; /* requests being answered */
+    int32_t calls;      /* requests being answered */
+    int32_t submitting; /* jobs the store has been asked to take */
 
     struct kn_housekeeping *housekeeping;
     kn_reserve reserve;

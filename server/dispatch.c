@@ -474,7 +474,7 @@ kn_video_facts kn_dispatch_facts(kn_server *s, kn_live *live)
     const int64_t now = kn_clock_ns();
     const kn_status st = kn_scheduler_estimate(s->scheduler, live->key, now, &estimate);
     if (st != KN_OK && st != KN_UNAVAILABLE) return facts;
-    if (st == KN_OK) facts.eta_seconds = kn_clock_seconds(estimate.completion_ns - now);
+    if (st == KN_OK) facts.eta_seconds = round(1e3 * kn_clock_seconds(estimate.completion_ns - now)) / 1e3;
     if (live->job.state == KN_JOB_QUEUED) {
         facts.queue_position = estimate.position > 0 ? estimate.position - 1 : 0;
         return facts;

@@ -22,12 +22,13 @@ enum {
     EXPIRE_BATCH = 200,
     HEARTBEAT_SECONDS = 15,
     PURGE_SECONDS = 60,
-    SWEEP_ENTRIES = 500,  /* looked at in a second */
+    SWEEP_PAUSE_MS = 50,  /* between two looks, each so short that no request waits for it */
+    SWEEP_ENTRIES = 50,   /* seen in a look */
     SWEEP_AGE_SECONDS = 5 /* of the server, before the first */
 };
 
 struct kn_housekeeping {
-    struct event *event;
+    struct event *event, *sweep_event;
     int64_t ticks;
     kn_sweep *sweep;
     kn_wallclock wallclock;
@@ -91,6 +92,13 @@ static void tidy_store(kn_server *s)
 
 /* ---- files no row names ---- */
 
+static bool is_result(const kn_job *job, const kn_artifact *artifact)
+{
+    kn_artifact kept;
+    return artifact->kind != KN_ARTIFACT_CHECKPOINT && job->state == KN_JOB_COMPLETED && job->blob &&
+           kn_artifact_parse(&kept, job->blob) && kept.lease.epoch == artifact->lease.epoch;
+}
+
 /* A row names it, or a worker is writing it. */
 static bool wanted(void *context, const kn_artifact *artifact)
 {
@@ -100,14 +108,20 @@ static bool wanted(void *context, const kn_artifact *artifact)
     const kn_live *live = kn_live_find(s->live, id);
     if (live && live->phase != KN_LIVE_ENDED) return artifact->lease.epoch == live->job.epoch || !artifact->temporary;
     if (artifact->temporary) return false;
+    if (live) return is_result(&live->job, artifact);
     const kn_status st = kn_store_job_get(s->store, NULL, id, &job);
     if (st == KN_NOT_FOUND) return false;
     if (st != KN_OK) return true; /* in doubt it stays */
-    kn_artifact kept;
-    const bool keep = artifact->kind != KN_ARTIFACT_CHECKPOINT && job.state == KN_JOB_COMPLETED && job.blob &&
-                      kn_artifact_parse(&kept, job.blob) && kept.lease.epoch == artifact->lease.epoch;
+    const bool keep = is_result(&job, artifact);
     kn_job_release(&job);
     return keep;
+}
+
+static void on_sweep(evutil_socket_t fd, short what, void *context)
+{
+    kn_server *s = context;
+    (void)fd, (void)what;
+    if (s->housekeeping->ticks >= SWEEP_AGE_SECONDS) kn_sweep_go(s->housekeeping->sweep, SWEEP_ENTRIES);
 }
 
 /* ---- gauges ---- */
@@ -273,7 +287,6 @@ static void on_tick(evutil_socket_t fd, short what, void *context)
     tend_reserve(s);
     tidy_store(s);
     kn_end_retry(s);
-    if (h->ticks >= SWEEP_AGE_SECONDS) kn_sweep_go(h->sweep, SWEEP_ENTRIES);
     kn_server_observe_commits(s);
     kn_dispatch_pump(s);
     if (h->ticks % HEARTBEAT_SECONDS == 0) kn_api_heartbeat(s);
@@ -289,12 +302,14 @@ static void on_tick(evutil_socket_t fd, short what, void *context)
 kn_status kn_housekeeping_start(kn_server *s)
 {
     kn_status st = KN_OK;
-    const struct timeval second = {.tv_sec = 1};
+    const struct timeval second = {.tv_sec = 1}, pause = {.tv_usec = 1000 * SWEEP_PAUSE_MS};
     s->housekeeping = kn_alloc(sizeof *s->housekeeping);
     if (!s->housekeeping) return KN_NOMEM;
     KN_TRY(kn_sweep_create(&s->housekeeping->sweep, s->data, wanted, s));
     s->housekeeping->event = event_new(s->base, -1, EV_PERSIST, on_tick, s);
-    if (!s->housekeeping->event || event_add(s->housekeeping->event, &second) != 0)
+    s->housekeeping->sweep_event = event_new(s->base, -1, EV_PERSIST, on_sweep, s);
+    if (!s->housekeeping->event || event_add(s->housekeeping->event, &second) != 0 || !s->housekeeping->sweep_event ||
+        event_add(s->housekeeping->sweep_event, &pause) != 0)
         st = kn_fail(KN_NOMEM, "no memory for an event");
 fail:
     return st;
@@ -305,6 +320,7 @@ void kn_housekeeping_stop(kn_server *s)
     if (!s->housekeeping) return;
     kn_sweep_destroy(&s->housekeeping->sweep);
     if (s->housekeeping->event) event_free(s->housekeeping->event);
+    if (s->housekeeping->sweep_event) event_free(s->housekeeping->sweep_event);
     kn_free(s->housekeeping);
     s->housekeeping = NULL;
 }

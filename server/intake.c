@@ -39,6 +39,26 @@ static const char *reason_of(const kn_call *call, int status)
     }
 }
 
+/* ---- is there room? ---- */
+
+/* Jobs the store is about to take count too, or a burst would go beyond what the scheduler has room for. */
+static kn_status check_room(kn_server *s, kn_api_error *error)
+{
+    if (kn_live_count(s->live).unfinished + s->submitting < s->config->queue_max) return KN_OK;
+    return kn_api_overloaded(error, kn_limits_retry_after_s(kn_scheduler_next_place_ns(s->scheduler)),
+                             "%" PRId64 " videos are queued or running already, as many as this server takes.",
+                             s->config->queue_max);
+}
+
+/* In an overload most requests end here, before anything of them is read, so that saying no costs next to nothing. */
+bool kn_api_turn_back(kn_call *call)
+{
+    kn_api_error error;
+    if (check_room(call->server, &error) == KN_OK) return false;
+    refuse(call, &error, "queue_full");
+    return true;
+}
+
 /* ---- reading ---- */
 
 static kn_video_operation operation_of(const kn_call *call)
@@ -145,11 +165,6 @@ static kn_status judge(kn_call *call, kn_intake *in, const kn_request *request, 
     if (s->draining) return kn_api_overloaded(error, 10, "This server is being shut down.");
     if (!s->reserve.held)
         return kn_api_overloaded(error, 30, "Storage is full: new videos are refused until there is space.");
-    if (kn_live_count(s->live).unfinished >= s->config->queue_max)
-        return kn_api_overloaded(error, retry,
-                                 "%" PRId64 " videos are queued or running already, as many as this "
-                                 "server takes.",
-                                 s->config->queue_max);
     return KN_OK;
 }
 
@@ -179,6 +194,7 @@ static void on_submitted(void *context, kn_store_result *result)
     kn_server *s = call->server;
     kn_api_error error;
     kn_live *live = NULL;
+    s->submitting--;
     if (result->status != KN_OK) {
         if (result->status == KN_UNAVAILABLE)
             kn_api_overloaded(&error, 30, "Storage is full: new videos are refused until there is space.");
@@ -221,12 +237,15 @@ static void submit(kn_call *call)
     kn_intake *in = call->intake;
     kn_api_error error;
     kn_store_op op = {.kind = KN_STORE_SUBMIT};
+    if (kn_api_turn_back(call)) return; /* others came while the operator's hook thought about it */
     op.submit.job = &in->job;
     op.submit.idempotency_key = in->key[0] ? in->key : NULL;
     memcpy(op.submit.fingerprint, in->fingerprint, sizeof in->fingerprint);
     op.submit.limits = call->principal.limits;
     kn_call_hold(call);
+    call->server->submitting++;
     if (kn_store_submit_op(call->server->store, &op, on_submitted, call) == KN_OK) return;
+    call->server->submitting--;
     kn_api_overloaded(&error, 1, "Too many videos are being submitted at this moment.");
     refuse(call, &error, "queue_full");
     kn_call_release(call);
@@ -279,6 +298,7 @@ static void moderate(kn_call *call)
 void kn_intake_begin(kn_call *call, const void *body, size_t bytes, const char *content_type)
 {
     kn_api_error error;
+    if (kn_api_turn_back(call)) return;
     kn_request request = kn_request_empty();
     kn_intake *in = intake_of(call);
     kn_status st = in ? KN_OK : kn_api_from_status(&error, KN_NOMEM);

@@ -8,9 +8,11 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "server/loop.h"
 #include "server/wire.h"
 
 static void put_length(unsigned char header[KN_LINK_HEADER_BYTES], size_t count)
@@ -134,6 +136,7 @@ kn_status kn_link_create(kn_link **out, struct event_base *base, int fd, const k
         return quick ? KN_NOMEM : kn_fail(KN_IO, "link: the descriptor cannot be made non-blocking");
     }
     link->events = *events;
+    bufferevent_priority_set(link->stream, KN_LOOP_FIRST);
     bufferevent_setcb(link->stream, on_read, NULL, on_event, link);
     bufferevent_setwatermark(link->stream, EV_READ, 0, KN_LINK_READ_BYTES);
     bufferevent_enable(link->stream, EV_READ | EV_WRITE);
@@ -153,6 +156,17 @@ void kn_link_destroy(kn_link **handle)
         release(link);
 }
 
+/* What the socket takes at once, without a turn of the loop: the device at the other end waits for it. An error is left
+ * for the stream to find. */
+static size_t send_now(const kn_link *link, unsigned char *header, const void *bytes, size_t count)
+{
+    struct iovec pieces[] = {{.iov_base = header, .iov_len = KN_LINK_HEADER_BYTES},
+                             {.iov_base = (void *)(uintptr_t)bytes, .iov_len = count}};
+    const struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2};
+    const ssize_t sent = sendmsg(bufferevent_getfd(link->stream), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return sent > 0 ? (size_t)sent : 0;
+}
+
 kn_status kn_link_send(kn_link *link, const void *bytes, size_t count)
 {
     unsigned char header[KN_LINK_HEADER_BYTES];
@@ -164,9 +178,15 @@ kn_status kn_link_send(kn_link *link, const void *bytes, size_t count)
         return kn_fail(KN_AGAIN, "link: %zu bytes are waiting to be sent: %d at most", evbuffer_get_length(output),
                        KN_LINK_QUEUE_BYTES);
     put_length(header, count);
-    if (evbuffer_expand(output, sizeof header + count) != 0) return KN_NOMEM;
-    if (evbuffer_add(output, header, sizeof header) != 0 || evbuffer_add(output, bytes, count) != 0)
-        return kn_fail(KN_BUG, "link: a buffer that was made large enough is not");
+    const size_t sent = evbuffer_get_length(output) == 0 ? send_now(link, header, bytes, count) : 0;
+    const size_t head = sent < sizeof header ? sent : sizeof header, body = sent - head;
+    if (body == count) return KN_OK;
+    if (evbuffer_expand(output, sizeof header + count - sent) != 0 && sent == 0) return KN_NOMEM;
+    if (evbuffer_add(output, header + head, sizeof header - head) != 0 ||
+        evbuffer_add(output, (const char *)bytes + body, count - body) != 0) {
+        link->mute = true; /* half a frame is gone: nothing that follows could be read */
+        return kn_fail(KN_IO, "link: no memory for the rest of a frame");
+    }
     return KN_OK;
 }
 

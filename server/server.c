@@ -28,6 +28,7 @@
 #include "server/api.h"
 #include "server/front.h"
 #include "server/json.h"
+#include "server/loop.h"
 #include "server/notify_ready.h"
 
 enum { DESCRIPTORS_WANTED = 65536, DRAIN_TICK_MS = 20 };
@@ -162,7 +163,9 @@ static kn_status open_store(kn_server *s)
     KN_TRY(
         kn_store_open(&s->store, &(kn_store_params){.directory = s->data, .notify = wake_loop, .notify_context = s}));
     s->store_event = event_new(s->base, s->store_wakeup, EV_READ | EV_PERSIST, on_store, s);
-    if (!s->store_event || event_add(s->store_event, NULL) != 0) return kn_fail(KN_NOMEM, "no memory for an event");
+    if (!s->store_event || event_priority_set(s->store_event, KN_LOOP_FIRST) != 0 ||
+        event_add(s->store_event, NULL) != 0)
+        return kn_fail(KN_NOMEM, "no memory for an event");
 fail:
     return st;
 }
@@ -287,7 +290,8 @@ static kn_status open_scheduler(kn_server *s)
                                .tenants = KN_SERVER_TENANTS_MAX}));
     KN_TRY(kn_dispatch_models(s));
     s->pump_event = evtimer_new(s->base, on_pump, s);
-    if (!s->pump_event) st = kn_fail(KN_NOMEM, "no memory for an event");
+    if (!s->pump_event || event_priority_set(s->pump_event, KN_LOOP_FIRST) != 0)
+        st = kn_fail(KN_NOMEM, "no memory for an event");
 fail:
     return st;
 }
@@ -484,13 +488,23 @@ static kn_status say_ready(const kn_server *s, bool json)
 
 /* ---- life ---- */
 
+static kn_status open_loop(kn_server *s)
+{
+    struct event_config *config = event_config_new();
+    const bool good = config && event_config_set_max_dispatch_interval(config, NULL, KN_LOOP_TURN, KN_LOOP_OTHERS) == 0;
+    s->base = good ? event_base_new_with_config(config) : NULL;
+    if (config) event_config_free(config);
+    if (!s->base || event_base_priority_init(s->base, KN_LOOP_PRIORITIES) != 0)
+        return kn_fail(KN_NOMEM, "no event loop");
+    return KN_OK;
+}
+
 static kn_status start(kn_server *s)
 {
     kn_status st = KN_OK;
     if (getrandom(&s->start, sizeof s->start, 0) != sizeof s->start) return kn_fail(KN_IO, "no random numbers");
     s->started_us = kn_now_us();
-    s->base = event_base_new();
-    if (!s->base) return kn_fail(KN_NOMEM, "no event loop");
+    KN_TRY(open_loop(s));
     KN_TRY(prepare_data(s));
     KN_TRY(open_store(s));
     KN_TRY(open_policy(s));

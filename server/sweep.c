@@ -19,11 +19,22 @@ struct kn_sweep {
     char *data;
     kn_sweep_wanted_fn *wanted;
     void *context;
-    DIR *listing; /* of folders[at]; NULL: not begun */
+    DIR *listings[FOLDERS]; /* opened once and kept, so that the number of descriptors says something about leaks */
+    bool begun;             /* the walk through folders[at] */
     int at;
     int64_t walks;
     uint64_t counting[FOLDERS], counted[FOLDERS];
 };
+
+/* False: it is not there. */
+static bool open_folder(kn_sweep *s, int i)
+{
+    if (s->listings[i]) return true;
+    char *path = kn_format("%s/%s", s->data, kn_artifact_folder(folders[i]));
+    s->listings[i] = path ? opendir(path) : NULL;
+    kn_free(path);
+    return s->listings[i] != NULL;
+}
 
 kn_status kn_sweep_create(kn_sweep **out, const char *data, kn_sweep_wanted_fn *wanted, void *context)
 {
@@ -33,6 +44,7 @@ kn_status kn_sweep_create(kn_sweep **out, const char *data, kn_sweep_wanted_fn *
     s->wanted = wanted;
     s->context = context;
     *out = s;
+    for (int i = 0; s->data && i < FOLDERS; i++) open_folder(s, i);
     if (s->data) return KN_OK;
     kn_sweep_destroy(out);
     return KN_NOMEM;
@@ -42,7 +54,8 @@ void kn_sweep_destroy(kn_sweep **sweep)
 {
     kn_sweep *s = *sweep;
     if (!s) return;
-    if (s->listing) closedir(s->listing);
+    for (int i = 0; i < FOLDERS; i++)
+        if (s->listings[i]) closedir(s->listings[i]);
     kn_free(s->data);
     kn_free(s);
     *sweep = NULL;
@@ -54,26 +67,24 @@ static void look_at(kn_sweep *s, const char *name)
     struct stat info;
     if (!kn_artifact_parse(&artifact, name)) return;
     if (s->walks > 0 || s->wanted(s->context, &artifact)) {
-        if (fstatat(dirfd(s->listing), name, &info, AT_SYMLINK_NOFOLLOW) == 0)
+        if (fstatat(dirfd(s->listings[s->at]), name, &info, AT_SYMLINK_NOFOLLOW) == 0)
             s->counting[s->at] += (uint64_t)info.st_size;
-    } else if (unlinkat(dirfd(s->listing), name, 0) != 0 && errno != ENOENT) {
+    } else if (unlinkat(dirfd(s->listings[s->at]), name, 0) != 0 && errno != ENOENT) {
         kn_log(KN_LOG_WARNING, "%s: %s", name, strerror(errno));
     }
 }
 
 static bool begin(kn_sweep *s)
 {
-    char *path = kn_format("%s/%s", s->data, kn_artifact_folder(folders[s->at]));
-    s->listing = path ? opendir(path) : NULL;
-    kn_free(path);
     s->counting[s->at] = 0;
-    return s->listing != NULL;
+    s->begun = open_folder(s, s->at);
+    if (s->begun) rewinddir(s->listings[s->at]);
+    return s->begun;
 }
 
 static void end(kn_sweep *s)
 {
-    if (s->listing) closedir(s->listing);
-    s->listing = NULL;
+    s->begun = false;
     s->counted[s->at] = s->counting[s->at];
     s->at = (s->at + 1) % FOLDERS;
     s->walks += s->at == 0;
@@ -82,18 +93,22 @@ static void end(kn_sweep *s)
 void kn_sweep_go(kn_sweep *s, int32_t entries)
 {
     int ends = 0;
-    if (!s->listing && !begin(s)) {
+    if (!s->begun && !begin(s)) {
         end(s);
         return;
     }
     for (int32_t i = 0; i < entries; i++) {
-        const struct dirent *entry = readdir(s->listing);
+        const struct dirent *entry = readdir(s->listings[s->at]);
         if (entry) {
             look_at(s, entry->d_name);
             continue;
         }
         end(s);
-        if (++ends == FOLDERS || !begin(s)) return; /* once around is enough for a call */
+        if (++ends == FOLDERS) return; /* once around is enough for a call */
+        if (!begin(s)) {
+            end(s);
+            return;
+        }
     }
 }
 

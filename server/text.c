@@ -10,7 +10,7 @@
 
 #include "base/mem.h"
 
-enum { FIRST_BYTES = 256 };
+enum { FIRST_BYTES = 1024 };
 
 kn_text kn_text_fixed(char *storage, size_t bytes)
 {

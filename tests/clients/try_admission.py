@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiers, deadlines, and what is refused because there is too much of it."""
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 
@@ -115,8 +116,20 @@ class Limits(ServerCase):
         self.assertEqual(reply.error["type"], "service_unavailable_error")
         self.assertTrue(1 <= int(reply.headers["retry-after"]) <= 120)
         self.assertNotIn("x-should-retry", reply.headers)
+        for body in ({"nonsense": True}, {"prompt": "a" * 20000}):  # nobody reads it, however long it is
+            self.assertRefused(self.server.post("/v1/videos", body, key=self.plain), 503, "server_is_overloaded")
         self.remove(made[:1], self.plain)
         self.remove([self.server.create(key=self.plain)["id"], *made[1:]], self.plain)
+
+    def test_a_burst(self):
+        """All at the same moment: no more are taken than there is room for, and those are kept."""
+        with ThreadPoolExecutor(16) as pool:
+            replies = list(pool.map(lambda _: self.ask(self.plain, **LONG), range(16)))
+        taken = [reply.json()["id"] for reply in replies if reply.status == 200]
+        self.assertEqual(sorted(reply.status for reply in replies), [200] * 4 + [503] * 12)
+        self.assertEqual({self.server.video(i, key=self.plain)["status"] for i in taken} - {"queued", "in_progress"},
+                         set())
+        self.remove(taken, self.plain)
 
     def test_active_jobs(self):
         first = self.server.create(key=self.single, **LONG)["id"]

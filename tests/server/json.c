@@ -244,6 +244,37 @@ static void numbers(void **state)
     assert_string_equal(storage, "[0.1,16,-0,1e+300,4.94065645841247e-324,0.3333333333333333,23.976,null,null,null]");
 }
 
+/* Whole numbers and few decimals are written by hand: the same digits as printf's shortest that reads back. */
+static void short_numbers(void **state)
+{
+    (void)state;
+    uint64_t random = 1;
+    for (int i = 0; i < 200000; i++) {
+        char written[64], expected[64];
+        random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        const double scales[] = {1.0, 10.0, 100.0, 1000.0, 8.0, 3.0, 1e4};
+        double value = (double)((random >> 8) % UINT64_C(2000000000000000) >> random % 50) / scales[i % 7];
+        if (i % 3 == 0) value = nextafter(value, 0.0);
+        kn_text text = kn_text_fixed(written, sizeof written);
+        kn_json_writer w = kn_json_writer_on(&text);
+        kn_json_write_double(&w, value);
+        for (int precision = 15; precision <= 17; precision++) {
+            snprintf(expected, sizeof expected, "%.*g", precision, value);
+            if (strtod(expected, NULL) == value) break;
+        }
+        assert_string_equal(written, expected);
+    }
+    char storage[128];
+    kn_text text = kn_text_fixed(storage, sizeof storage);
+    kn_json_writer w = kn_json_writer_on(&text);
+    kn_json_write_array(&w);
+    const int64_t whole[] = {0, -1, 10, INT64_MAX, INT64_MIN};
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) kn_json_write_int(&w, whole[i]);
+    kn_json_write_uint(&w, UINT64_MAX);
+    kn_json_write_array_end(&w);
+    assert_string_equal(storage, "[0,-1,10,9223372036854775807,-9223372036854775808,18446744073709551615]");
+}
+
 static void deep_output_fails(void **state)
 {
     (void)state;
@@ -270,6 +301,7 @@ int main(void)
         cmocka_unit_test(structure),
         cmocka_unit_test(strings),
         cmocka_unit_test(numbers),
+        cmocka_unit_test(short_numbers),
         cmocka_unit_test(deep_output_fails),
     };
     return cmocka_run_group_tests_name("json", tests, count_allocations, nothing_left);

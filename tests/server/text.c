@@ -34,14 +34,14 @@ static void fixed_storage(void **state)
 static void growing_to_the_limit(void **state)
 {
     (void)state;
-    kn_text text = kn_text_growing(1000);
-    for (int i = 0; i < 1000; i++) kn_text_append(&text, "x", 1);
+    kn_text text = kn_text_growing(10000);
+    for (int i = 0; i < 10000; i++) kn_text_append(&text, "x", 1);
     ok(kn_text_status(&text));
-    assert_int_equal(text.count, 1000);
+    assert_int_equal(text.count, 10000);
     kn_text_string(&text, "y");
     assert_int_equal(kn_text_status(&text), KN_INVALID);
-    assert_non_null(strstr(kn_fail_message(), "1000"));
-    assert_int_equal(strlen(text.bytes), 1000);
+    assert_non_null(strstr(kn_fail_message(), "10000"));
+    assert_int_equal(strlen(text.bytes), 10000);
     kn_text_release(&text);
     kn_text_string(&text, "again"); /* a released text is an empty one */
     char *taken = kn_text_take(&text);
@@ -60,7 +60,7 @@ static void without_memory(void **state)
     kn_text text = kn_text_growing(4096);
     kn_text_string(&text, "kept");
     kn_mem_fail_at(1);
-    for (int i = 0; i < 1000; i++) kn_text_append(&text, "x", 1);
+    for (int i = 0; i < 2000; i++) kn_text_append(&text, "x", 1);
     kn_mem_fail_at(0);
     assert_int_equal(kn_text_status(&text), KN_NOMEM);
     assert_int_equal(strncmp(text.bytes, "kept", 4), 0);
