@@ -27,7 +27,7 @@ struct device_cuda {
     size_t shared_max; /* bytes of shared memory a block can ask for */
     enum tier tier;
     kn_pool *pool; /* copies into pinned memory; made when first needed */
-    blas *blas;    /* NULL: no cuBLASLt here */
+    struct blas *blas; /* NULL: no cuBLASLt here */
     bool lost;     /* a sticky error was seen: every later call answers KN_DEVICE_LOST at once */
     char lost_why[256];
 };

@@ -328,7 +328,8 @@ void bulk_load(void *shared, const void *global, uint32_t bytes, void *barrier)
 {
     async_copy *c = new_copy(true, shared);
     if (bytes % 16 != 0 || (uintptr_t)global % 16 != 0)
-        fail("cp.async.bulk of %u bytes from %s: both must be multiples of 16", bytes, describe_address(global).c_str());
+        fail("cp.async.bulk of %u bytes from %s: both must be multiples of 16", bytes,
+             describe_address(global).c_str());
     c->global = (char *)global;
     c->bytes = bytes;
     c->barrier = barrier;
@@ -355,6 +356,13 @@ void bulk_store(void *global, const void *shared, uint32_t bytes)
     c->global = (char *)global;
     c->bytes = bytes;
     begin_store(c);
+}
+
+// A hint, but its range must exist.
+void bulk_prefetch(const void *global, uint32_t bytes)
+{
+    if (bytes % 16 != 0 || (uintptr_t)global % 16 != 0 || !is_device_memory(global, bytes))
+        fail("cp.async.bulk.prefetch of %u bytes at %s", bytes, describe_address(global).c_str());
 }
 
 // Visits the box's elements in the order of shared memory: innermost first. `inside` is the global address, or NULL.
@@ -414,8 +422,10 @@ static void place(const async_copy *c, char *shared, char *plain, bool to_shared
     for (uint32_t at = 0; at < c->bytes; at += 16) {
         char *there = shared + ((int64_t)swizzled(window + at, mode) - window);
         if (mode == 0) there = shared + at;
-        if (to_shared) memcpy(there, plain + at, 16);
-        else memcpy(plain + at, there, 16);
+        if (to_shared)
+            memcpy(there, plain + at, 16);
+        else
+            memcpy(plain + at, there, 16);
     }
 }
 
@@ -426,10 +436,11 @@ static void land(async_copy *c)
         place(copy, shared, copy->data.data(), true);
         mbarrier *m = &running->blocks[rank].mbarriers[(char *)barrier];
         if (m->phase != copy->barrier_phase[rank])
-            return fail_of(copy->issuer,
-                           "a bulk copy of %u bytes lands when phase %u of its mbarrier is over: the phase expected too "
-                           "few bytes",
-                           copy->bytes, copy->barrier_phase[rank]);
+            return fail_of(
+                copy->issuer,
+                "a bulk copy of %u bytes lands when phase %u of its mbarrier is over: the phase expected too "
+                "few bytes",
+                copy->bytes, copy->barrier_phase[rank]);
         m->transactions -= copy->bytes;
         m->notes.push_back({nullptr, copy->by.slot, copy->by.moment, copy->by.moment});
         maybe_complete(m);
@@ -524,8 +535,10 @@ void bulk_wait(uint32_t pending, bool only_read)
     const size_t finished = groups->size() > pending ? groups->size() - pending : 0;
     for (size_t g = 0; g < finished; g++)
         for (async_copy *c : (*groups)[g]) {
-            if (only_read) read_shared(c);
-            else if (!c->write_done) finish(c);
+            if (only_read)
+                read_shared(c);
+            else if (!c->write_done)
+                finish(c);
             acquire_slot(t, c->by.slot, c->by.moment);
             if (!only_read) drop_copy(c);
         }

@@ -98,7 +98,11 @@ static const int warpSize = 32;
 #define __syncthreads_or(p) ::simt::sync_threads_vote(__LINE__, (p), 2)
 
 /* Lines tell meetings apart, so a call inside a helper is judged by the helper's line. */
-#define __syncwarp(...) ::simt::sync_warp_default(__LINE__, ##__VA_ARGS__)
+#define __syncwarp                                                                                                     \
+    ::simt::warp_barrier                                                                                               \
+    {                                                                                                                  \
+        __LINE__                                                                                                       \
+    }
 #define __shfl_sync(...) ::simt::shfl(__LINE__, ::simt::SHUFFLE_INDEX, __VA_ARGS__)
 #define __shfl_up_sync(...) ::simt::shfl(__LINE__, ::simt::SHUFFLE_UP, __VA_ARGS__)
 #define __shfl_down_sync(...) ::simt::shfl(__LINE__, ::simt::SHUFFLE_DOWN, __VA_ARGS__)
@@ -118,10 +122,13 @@ static const int warpSize = 32;
 namespace simt
 {
 
-inline void sync_warp_default(int line, uint32_t mask = 0xffffffffu)
-{
-    sync_warp(line, mask);
-}
+struct warp_barrier {
+    int line;
+    void operator()(uint32_t mask = 0xffffffffu) const
+    {
+        sync_warp(line, mask);
+    }
+};
 
 template <typename T> T shfl(int line, int mode, uint32_t mask, T value, int operand, int width = 32)
 {
@@ -195,8 +202,7 @@ static inline long long clock64()
     return (long long)simt::clock_ticks();
 }
 
-template <typename T, typename F>
-__attribute__((noinline, no_sanitize("thread"))) T simt_atomic(T *address, F change)
+template <typename T, typename F> __attribute__((noinline, no_sanitize("thread"))) T simt_atomic(T *address, F change)
 {
     simt::atomic_access(address, sizeof *address);
     T old = *address;

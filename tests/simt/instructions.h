@@ -42,6 +42,7 @@ void tensor_load(void *shared, const void *map, const int *coordinates, int rank
 void tensor_store(const void *map, const void *shared, const int *coordinates, int rank);
 void bulk_load(void *shared, const void *global, uint32_t bytes, void *barrier);
 void bulk_store(void *global, const void *shared, uint32_t bytes);
+void bulk_prefetch(const void *global, uint32_t bytes);
 void bulk_commit();
 void bulk_wait(uint32_t pending, bool only_read);
 
@@ -50,7 +51,8 @@ void bulk_wait(uint32_t pending, bool only_read);
 void wgmma_fence();
 void wgmma_commit(int line);
 void wgmma_wait(int line, uint32_t pending);
-/* d is the thread's n / 2 sums. a: descriptor, or the thread's 4 registers. _mn: rows along k, contiguous along m or n. */
+/* d is the thread's n / 2 sums. a: descriptor, or the thread's 4 registers. _mn: rows along k, contiguous along m or n.
+ */
 struct wgmma_operands {
     float *d;
     int n;

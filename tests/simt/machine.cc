@@ -216,8 +216,9 @@ static void report_deadlock(machine *m)
             if (!fresh || told >= 8) continue;
             told++;
             char line[200];
-            snprintf(line, sizeof line, "%s\n    block %u of its cluster, thread %u waits in %s%s%s", text.empty() ? "" : "",
-                     b.rank, t.number, t.waits_for, t.detail.empty() ? "" : ": ", t.detail.c_str());
+            snprintf(line, sizeof line, "%s\n    block %u of its cluster, thread %u waits in %s%s%s",
+                     text.empty() ? "" : "", b.rank, t.number, t.waits_for, t.detail.empty() ? "" : ": ",
+                     t.detail.c_str());
             text += line;
         }
     char head[100];

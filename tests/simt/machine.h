@@ -27,9 +27,9 @@ namespace simt
 
 enum {
     WARP = 32,
-    ASYNC_SLOTS = 64,       /* slots of asynchronous operations, behind the threads' */
-    NAMED_BARRIERS = 16,    /* PTX ISA, "Parallel Synchronization and Communication Instructions: bar" */
-    SHARED_MAX = 227 << 10, /* bytes of dynamic shared memory a block may ask for on sm_90 */
+    ASYNC_SLOTS = 64,        /* slots of asynchronous operations, behind the threads' */
+    NAMED_BARRIERS = 16,     /* PTX ISA, "Parallel Synchronization and Communication Instructions: bar" */
+    SHARED_MAX = 227 << 10,  /* bytes of dynamic shared memory a block may ask for on sm_90 */
     SHARED_WINDOW = 1 << 20, /* of addresses per block; beyond STATIC_OFFSET lie static variables */
     DYNAMIC_OFFSET = 1024,   /* so that address 0 is nobody's */
     STATIC_OFFSET = 256 << 10,
@@ -114,7 +114,7 @@ struct thread {
     uint32_t moment, fenced;
     int spins; /* polls that saw nothing new */
     std::vector<thread_copy> copies;
-    std::vector<size_t> copy_groups; /* end of each committed group in `copies` */
+    std::vector<size_t> copy_groups;  /* end of each committed group in `copies` */
     std::vector<async_copy *> stores; /* not committed */
     std::vector<std::vector<async_copy *>> store_groups;
     bool cluster_arrived, cluster_ready, cluster_passed;
@@ -177,8 +177,8 @@ struct machine {
     uint32_t run, first_run; /* number of the cluster's run over all launches; of this launch's first */
     uint64_t random;
     uint32_t elected; /* lane, by elect.sync */
-    int order; /* 0 forward, 1 backward, 2 mixed */
-    int lateness; /* 0 as early as possible, 1 mixed, 2 as late as possible */
+    int order;        /* 0 forward, 1 backward, 2 mixed */
+    int lateness;     /* 0 as early as possible, 1 mixed, 2 as late as possible */
     bool failed;
     char failure[1024];
 };

@@ -41,8 +41,8 @@ static bool check_row(const meeting &m, int lane, char *row, bool store)
     return touch(actor_of(t), row, ROW_BYTES, store ? ACCESS_WRITE : ACCESS_READ);
 }
 
-// "ldmatrix", "stmatrix": lane 8 i + j names row j of matrix i; lane l holds elements 2 (l % 4), + 1 of row l / 4, or of
-// column l / 4 when transposed.
+// "ldmatrix", "stmatrix": lane 8 i + j names row j of matrix i; lane l holds elements 2 (l % 4), + 1 of row l / 4, or
+// of column l / 4 when transposed.
 static void move_tiles(meeting &m)
 {
     const tile_access *first = (const tile_access *)m.payload[0];
@@ -56,8 +56,10 @@ static void move_tiles(meeting &m)
                 if (mine->transposed) std::swap(row, column);
                 char *element = ((tile_access *)m.payload[8 * i + row])->row + 2 * column;
                 uint16_t *held = (uint16_t *)&mine->r[i] + half;
-                if (first->store) memcpy(element, held, 2);
-                else memcpy(held, element, 2);
+                if (first->store)
+                    memcpy(element, held, 2);
+                else
+                    memcpy(held, element, 2);
             }
 }
 
@@ -88,7 +90,8 @@ static float element(uint32_t pair, int half, int type)
 }
 
 // "Matrix fragments for mma.m16n8k16 with floating point type": lane l, g = l / 4, t = l % 4 holds of a rows g and
-// g + 8, columns 2 t, + 1 and those + 8; of b the same columns as rows, in column g; of d rows g, g + 8, columns 2 t, + 1.
+// g + 8, columns 2 t, + 1 and those + 8; of b the same columns as rows, in column g; of d rows g, g + 8, columns 2 t,
+// + 1.
 static void gather_16(const meeting &m, float a[16][16], float b[16][8], int type)
 {
     for (int lane = 0; lane < WARP; lane++) {
@@ -123,8 +126,10 @@ static void multiply(meeting &m, int type)
 {
     float a[16][16], b[16][8];
     const int depth = type == MMA_TF32 ? 8 : 16;
-    if (type == MMA_TF32) gather_8(m, a, b);
-    else gather_16(m, a, b, type);
+    if (type == MMA_TF32)
+        gather_8(m, a, b);
+    else
+        gather_16(m, a, b, type);
     for (int lane = 0; lane < WARP; lane++) {
         product *p = (product *)m.payload[lane];
         const int g = lane / 4, t = lane % 4;

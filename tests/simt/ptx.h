@@ -165,6 +165,11 @@ KN_PTX void tma_store_3d(const tensor_map *map, const void *shared, int x, int y
     simt::tensor_store(map, shared, at, 3);
 }
 
+KN_PTX void bulk_prefetch(const void *global, uint32_t bytes)
+{
+    simt::bulk_prefetch(global, bytes);
+}
+
 KN_PTX void bulk_commit(void)
 {
     simt::bulk_commit();

@@ -74,8 +74,6 @@ static cudaError_t enter()
     E(cudaErrorNotSupported, "operation not supported")                                                                \
     E(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing")
 
-extern "C" {
-
 const char *cudaGetErrorName(cudaError_t error)
 {
     switch (error) {
@@ -206,7 +204,6 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
     *free_bytes = memory_total - memory_used;
     return cudaSuccess;
 }
-}
 
 // ---- memory: aligned as CUDA's, with guards on both sides, filled with NaN ----
 
@@ -270,8 +267,6 @@ static cudaError_t release(std::map<void *, guarded> *blocks, void *memory)
     return cudaSuccess;
 }
 
-extern "C" {
-
 cudaError_t cudaMalloc(void **memory, size_t bytes)
 {
     ENTER();
@@ -333,7 +328,6 @@ void simt_unregister(void *memory)
     std::lock_guard<std::recursive_mutex> lock(api);
     drain_all();
     allocation_remove(memory);
-}
 }
 
 // ---- streams: queues whose entries happen now or when somebody must see them ----
@@ -412,14 +406,11 @@ static cudaError_t check_range(const void *memory, size_t bytes, bool device)
     const size_t left = allocation_left(memory);
     if (device && left == 0) return cudaErrorInvalidValue; // not device memory at all
     if (left != 0 && left < bytes) {
-        fprintf(stderr, "simt: a copy of %zu bytes at %s leaves its memory\n", bytes,
-                describe_address(memory).c_str());
+        fprintf(stderr, "simt: a copy of %zu bytes at %s leaves its memory\n", bytes, describe_address(memory).c_str());
         return cudaErrorInvalidValue;
     }
     return cudaSuccess;
 }
-
-extern "C" {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
@@ -686,7 +677,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t)
 cudaError_t cudaGraphDestroy(cudaGraph_t)
 {
     return cudaSuccess;
-}
 }
 
 cudaError_t simt::launch_on_stream(const char *name, const dim3 &grid, const dim3 &block_dim, const dim3 &cluster,

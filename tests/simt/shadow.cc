@@ -4,6 +4,7 @@
 // each load and store (-fsanitize=thread, without its library), and the runtime's own instructions call touch(). An
 // access must lie in memory the kernel may use, be aligned, and be ordered after every conflicting access of another
 // thread, by barriers, not by luck.
+#include <cxxabi.h>
 #include <elf.h>
 #include <fcntl.h>
 #include <link.h>
@@ -130,6 +131,18 @@ static void read_symbols(const char *file, size_t bytes, uintptr_t bias)
     }
 }
 
+// "kernel(float*, int)::tile" instead of the linker's name.
+static std::string readable(const char *symbol)
+{
+    int status = 0;
+    char *text = abi::__cxa_demangle(symbol, nullptr, nullptr, &status);
+    std::string name = text && status == 0 ? text : symbol;
+    free(text);
+    const size_t arguments = name.find('('), end = name.rfind(")::");
+    if (arguments != std::string::npos && end != std::string::npos) name.erase(arguments, end + 1 - arguments);
+    return name;
+}
+
 static void load_statics()
 {
     uintptr_t bias = 0;
@@ -162,7 +175,8 @@ static static_variable *static_of(uintptr_t address)
 static bool enter_static(static_variable *v)
 {
     if (running->blocks.size() > 1) {
-        fail("uses the static shared variable %s in a cluster; take dynamic shared memory", v->name.c_str());
+        fail("uses the static shared variable %s in a cluster; take dynamic shared memory",
+             readable(v->name.c_str()).c_str());
         return false;
     }
     if (v->offset == 0) {
@@ -269,7 +283,7 @@ std::string describe_address(const void *address)
     }
     if (static_variable *v = static_of(at)) {
         snprintf(text, sizeof text, "byte %zu of shared variable %s (%zu bytes)", (size_t)(at - v->address),
-                 v->name.c_str(), v->bytes);
+                 readable(v->name.c_str()).c_str(), v->bytes);
         return text;
     }
     auto after = allocations.upper_bound(at);
@@ -426,8 +440,8 @@ static inline bool check_global_cell(const actor &a, global_cell *cell, const ch
             const uint64_t r = cell->read[i];
             if (!r || cell->read_run[i] < first || !(mask_of(r) & mask)) continue;
             if (cell->read_run[i] != run) {
-                fail_of(a.who, "race between blocks: %s %s, which another block read in the same launch",
-                        verb_of(kind), describe_address(address).c_str());
+                fail_of(a.who, "race between blocks: %s %s, which another block read in the same launch", verb_of(kind),
+                        describe_address(address).c_str());
                 return false;
             }
             if (!ordered(a, r)) return report_race(a, address, kind, r, false);

@@ -11,7 +11,8 @@ KN_CUDA_BEGIN
 template <int BUG> __global__ void block_sum_kernel(float *out, const float *in, int count)
 {
     __shared__ float partial[8];
-    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), lane = (int)threadIdx.x % 32,
+              warp = (int)threadIdx.x / 32;
     float value = i < count || BUG == BUG_TAIL ? in[i] : 0.0f;
     for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
     if (lane == 0) partial[warp] = value;
@@ -43,8 +44,10 @@ __global__ void misaligned_kernel(float *out, const float *in, int skew)
 /* Each block adds into what the next one reads. */
 __global__ void between_blocks_kernel(float *data, int atomic)
 {
-    if (atomic) atomicAdd(data, 1.0f);
-    else data[0] += 1.0f;
+    if (atomic)
+        atomicAdd(data, 1.0f);
+    else
+        data[0] += 1.0f;
 }
 
 __global__ void local_memory_kernel(float **slot, float *out)
@@ -77,10 +80,12 @@ cudaError_t run_planted(const planted *p)
     switch (p->kernel) {
     case PLANTED_BLOCK_SUM:
         switch (p->bug) {
-        case BUG_TAIL: return status_of(KN_LAUNCH((block_sum_kernel<BUG_TAIL>), grid, block, 0, s, p->out, p->in, p->count));
+        case BUG_TAIL:
+            return status_of(KN_LAUNCH((block_sum_kernel<BUG_TAIL>), grid, block, 0, s, p->out, p->in, p->count));
         case BUG_NO_BARRIER:
             return status_of(KN_LAUNCH((block_sum_kernel<BUG_NO_BARRIER>), grid, block, 0, s, p->out, p->in, p->count));
-        case BUG_RACE: return status_of(KN_LAUNCH((block_sum_kernel<BUG_RACE>), grid, block, 0, s, p->out, p->in, p->count));
+        case BUG_RACE:
+            return status_of(KN_LAUNCH((block_sum_kernel<BUG_RACE>), grid, block, 0, s, p->out, p->in, p->count));
         default: return status_of(KN_LAUNCH((block_sum_kernel<BUG_NONE>), grid, block, 0, s, p->out, p->in, p->count));
         }
     case PLANTED_REVERSE:

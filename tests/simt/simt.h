@@ -4,9 +4,10 @@
  *
  * A launch that does something wrong (a race, an access out of bounds, a barrier that not all reach, a deadlock) is
  * stopped with a text that names kernel, block and thread. Without further ado that text goes to stderr and the process
- * aborts; between simt_catch() and the next launch it is kept instead, and the runtime answers as after a failed launch. */
-#ifndef KN_TESTS_SIMT_SIMT_H
-#define KN_TESTS_SIMT_SIMT_H
+ * aborts; between simt_catch() and the next launch it is kept instead, and the runtime answers as after a failed
+ * launch. */
+#ifndef KN_TESTS_SIMT_H
+#define KN_TESTS_SIMT_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -48,10 +48,9 @@ void *dynamic_shared()
 
 static const char *name_of_barrier(int id)
 {
-    static const char *const names[NAMED_BARRIERS] = {"barrier 0",  "barrier 1",  "barrier 2",  "barrier 3",
-                                                      "barrier 4",  "barrier 5",  "barrier 6",  "barrier 7",
-                                                      "barrier 8",  "barrier 9",  "barrier 10", "barrier 11",
-                                                      "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
+    static const char *const names[NAMED_BARRIERS] = {
+        "barrier 0", "barrier 1", "barrier 2",  "barrier 3",  "barrier 4",  "barrier 5",  "barrier 6",  "barrier 7",
+        "barrier 8", "barrier 9", "barrier 10", "barrier 11", "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
     return names[id];
 }
 
@@ -175,8 +174,7 @@ void cluster_wait()
 static void check_mask(const char *name, int line, uint32_t mask)
 {
     const thread *t = current;
-    if (!(mask >> t->lane & 1))
-        fail("%s at line %d: lane %u is not in its own mask 0x%08x", name, line, t->lane, mask);
+    if (!(mask >> t->lane & 1)) fail("%s at line %d: lane %u is not in its own mask 0x%08x", name, line, t->lane, mask);
     if (mask & ~t->in->lanes)
         fail("%s at line %d: mask 0x%08x names lanes the warp does not have (0x%08x)", name, line, mask, t->in->lanes);
     if (mask & t->in->exited)
@@ -265,8 +263,8 @@ static void do_shuffle(meeting &m)
         default: from = (i ^ s->operand) > high ? i : i ^ s->operand; break;
         }
         if (!(m.mask >> from & 1))
-            return fail_of(m.lane[i], "%s at line %d: takes lane %d, which is not in mask 0x%08x", m.name, m.line,
-                           from, m.mask);
+            return fail_of(m.lane[i], "%s at line %d: takes lane %d, which is not in mask 0x%08x", m.name, m.line, from,
+                           m.mask);
         s->result = ((exchange *)m.payload[from])->value;
     }
 }
@@ -324,15 +322,24 @@ uint32_t reduce_bits(int line, uint32_t mask, uint32_t value, int how)
             const uint64_t both = ((ballot *)m.payload[i])->value;
             const uint32_t v = (uint32_t)both;
             const int op = (int)(both >> 32);
-            if (first) r = v;
-            else if (op == REDUCE_ADD) r += v;
-            else if (op == REDUCE_MIN) r = std::min(r, v);
-            else if (op == REDUCE_MAX) r = std::max(r, v);
-            else if (op == REDUCE_SMIN) r = (uint32_t)std::min((int)r, (int)v);
-            else if (op == REDUCE_SMAX) r = (uint32_t)std::max((int)r, (int)v);
-            else if (op == REDUCE_AND) r &= v;
-            else if (op == REDUCE_OR) r |= v;
-            else r ^= v;
+            if (first)
+                r = v;
+            else if (op == REDUCE_ADD)
+                r += v;
+            else if (op == REDUCE_MIN)
+                r = std::min(r, v);
+            else if (op == REDUCE_MAX)
+                r = std::max(r, v);
+            else if (op == REDUCE_SMIN)
+                r = (uint32_t)std::min((int)r, (int)v);
+            else if (op == REDUCE_SMAX)
+                r = (uint32_t)std::max((int)r, (int)v);
+            else if (op == REDUCE_AND)
+                r &= v;
+            else if (op == REDUCE_OR)
+                r |= v;
+            else
+                r ^= v;
             first = false;
         }
         for (int i = 0; i < WARP; i++)

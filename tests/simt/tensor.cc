@@ -24,16 +24,16 @@ static int bytes_of(CUtensorMapDataType type)
     }
 }
 
-extern "C" CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *base,
-                                           const cuuint64_t *sides, const cuuint64_t *strides, const cuuint32_t *box,
-                                           const cuuint32_t *steps, CUtensorMapInterleave interleave,
-                                           CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
-                                           CUtensorMapFloatOOBfill fill)
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *base,
+                                const cuuint64_t *sides, const cuuint64_t *strides, const cuuint32_t *box,
+                                const cuuint32_t *steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill)
 {
     (void)promotion;
     const cuuint64_t element = (cuuint64_t)bytes_of(type);
     if ((uintptr_t)map % 64 != 0 || rank == 0 || rank > TENSOR_RANK_MAX) return CUDA_ERROR_INVALID_VALUE;
-    if (!base || (uintptr_t)base % 16 != 0 || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE) return CUDA_ERROR_INVALID_VALUE;
+    if (!base || (uintptr_t)base % 16 != 0 || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE)
+        return CUDA_ERROR_INVALID_VALUE;
     if (fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) return CUDA_ERROR_INVALID_VALUE; // zeros only are modelled
     const cuuint64_t inner = box[0] * element;
     if (inner % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
@@ -60,9 +60,8 @@ extern "C" CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType
     return CUDA_SUCCESS;
 }
 
-extern "C" cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version,
-                                                        unsigned long long flags,
-                                                        cudaDriverEntryPointQueryResult *found)
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version,
+                                             unsigned long long flags, cudaDriverEntryPointQueryResult *found)
 {
     (void)version;
     (void)flags;

@@ -5,16 +5,20 @@
 #define KN_TESTS_SIMT_VECTOR_TYPES_H
 
 #define KN_VECTORS(name, type, align2, align4)                                                                         \
-    struct name##1 {                                                                                                   \
+    struct name##1                                                                                                     \
+    {                                                                                                                  \
         type x;                                                                                                        \
     };                                                                                                                 \
-    struct alignas(align2) name##2 {                                                                                   \
+    struct alignas(align2) name##2                                                                                     \
+    {                                                                                                                  \
         type x, y;                                                                                                     \
     };                                                                                                                 \
-    struct name##3 {                                                                                                   \
+    struct name##3                                                                                                     \
+    {                                                                                                                  \
         type x, y, z;                                                                                                  \
     };                                                                                                                 \
-    struct alignas(align4) name##4 {                                                                                   \
+    struct alignas(align4) name##4                                                                                     \
+    {                                                                                                                  \
         type x, y, z, w;                                                                                               \
     };                                                                                                                 \
     static inline name##1 make_##name##1(type x)                                                                       \

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // wgmma: PTX ISA, "Asynchronous warpgroup level matrix instructions". Each of a warpgroup's four warps computes its own
-// 16 rows of d. An operation reads its operands and writes its sums when its group is waited for, not before: until then
-// the sums hold poison, registers of a must keep their values, and what it reads of shared memory must stay.
+// 16 rows of d. An operation reads its operands and writes its sums when its group is waited for, not before: until
+// then the sums hold poison, registers of a must keep their values, and what it reads of shared memory must stay.
 #include <stdio.h>
 #include <string.h>
 
@@ -62,7 +62,8 @@ static uint32_t address_k_major(const tile_view &v, int row, int k)
         return v.start + (uint32_t)(row / 8) * v.stride + (uint32_t)(row % 8) * 16 + (uint32_t)(k / 8) * v.leading +
                (uint32_t)(k % 8) * 2;
     const uint32_t pitch = 16u << v.swizzle;
-    return swizzled(v.start + (uint32_t)(row / 8) * v.stride + (uint32_t)(row % 8) * pitch + (uint32_t)k * 2, v.swizzle);
+    return swizzled(v.start + (uint32_t)(row / 8) * v.stride + (uint32_t)(row % 8) * pitch + (uint32_t)k * 2,
+                    v.swizzle);
 }
 
 // Rows of M or N side by side ("MN-major"): a span along the rows, eight k one below the other; `leading` separates
@@ -72,8 +73,8 @@ static uint32_t address_mn_major(const tile_view &v, int row, int k)
     const int span = v.swizzle == 0 ? 8 : (16 << v.swizzle) / 2; // elements
     const uint32_t pitch = (uint32_t)span * 2;
     const uint32_t across = v.swizzle == 0 ? v.stride : v.leading, down = v.swizzle == 0 ? v.leading : v.stride;
-    const uint32_t at = v.start + (uint32_t)(row / span) * across + (uint32_t)(row % span) * 2 + (uint32_t)(k % 8) * pitch +
-                        (uint32_t)(k / 8) * down;
+    const uint32_t at = v.start + (uint32_t)(row / span) * across + (uint32_t)(row % span) * 2 +
+                        (uint32_t)(k % 8) * pitch + (uint32_t)(k / 8) * down;
     return v.swizzle == 0 ? at : swizzled(at, v.swizzle);
 }
 
@@ -152,8 +153,8 @@ static accumulator *take_sums(thread *t, const wgmma_operands &o)
 static bool same(const wgmma_operands &a, const wgmma_operands &b)
 {
     return a.n == b.n && a.accumulate == b.accumulate && (a.a_registers == nullptr) == (b.a_registers == nullptr) &&
-           (a.a_registers || a.a_descriptor == b.a_descriptor) && a.b_descriptor == b.b_descriptor && a.a_mn == b.a_mn &&
-           a.b_mn == b.b_mn;
+           (a.a_registers || a.a_descriptor == b.a_descriptor) && a.b_descriptor == b.b_descriptor &&
+           a.a_mn == b.a_mn && a.b_mn == b.b_mn;
 }
 
 static void set_actor(matrix_op *op, thread *t)

@@ -24,7 +24,8 @@ static inline float simt_half_float(unsigned short h)
 {
     const unsigned sign = (unsigned)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 0x3ffu;
     if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
-    const float magnitude = exponent ? ldexpf((float)(1024 + fraction), (int)exponent - 25) : ldexpf((float)fraction, -24);
+    const float magnitude =
+        exponent ? ldexpf((float)(1024 + fraction), (int)exponent - 25) : ldexpf((float)fraction, -24);
     return sign ? -magnitude : magnitude;
 }
 static inline unsigned short simt_half_bits(float value)
@@ -35,7 +36,7 @@ static inline unsigned short simt_half_bits(float value)
     if (a >= 65520.0f) return (unsigned short)(sign | 0x7c00u);
     int exponent;
     frexpf(a, &exponent);
-    if (exponent < -13) exponent = -13; /* subnormal: steps of 2^-24 */
+    if (exponent < -13) exponent = -13;                                    /* subnormal: steps of 2^-24 */
     const unsigned steps = (unsigned)nearbyintf(ldexpf(a, 11 - exponent)); /* 1024..2048, or less when subnormal */
     const unsigned biased = (unsigned)(exponent + 13);
     return (unsigned short)(sign | (biased * 1024 + steps));

@@ -112,7 +112,7 @@ struct cudaDeviceProp {
     int ECCEnabled;
 };
 
-extern "C" {
+/* Of C++ linkage, so that a program can hold the real runtime too. */
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int *device);
@@ -174,14 +174,12 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
-}
 
 template <typename T> static inline cudaError_t cudaMalloc(T **memory, size_t bytes)
 {
     return cudaMalloc((void **)memory, bytes);
 }
-template <typename K>
-static inline cudaError_t cudaFuncSetAttribute(K *kernel, cudaFuncAttribute attribute, int value)
+template <typename K> static inline cudaError_t cudaFuncSetAttribute(K *kernel, cudaFuncAttribute attribute, int value)
 {
     return cudaFuncSetAttribute((const void *)kernel, attribute, value);
 }
