@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "engine/config.h"
+#include "server/hook_child.h"
 #include "server/json.h"
 
 typedef struct question {
@@ -48,6 +49,7 @@ typedef struct question {
 struct kn_moderation {
     struct event_base *base;
     char **hooks[KN_MODERATION_STAGES]; /* owned, NULL at the end; NULL: none */
+    char *first[KN_MODERATION_STAGES];  /* what goes before the question: a URL hook's configuration; or NULL */
     int32_t time_limit_ms, running_max, queue_max;
     bool fail_open;
     question *waiting, **waiting_end;
@@ -309,8 +311,9 @@ static void put_pair(kn_json_writer *w, const char *key, const char *value)
 
 static kn_status write_question(question *q, const kn_moderation_subject *subject)
 {
-    enum { JSON_BYTES = 6 * KN_MODERATION_PROMPT_BYTES + 8192 }; /* every byte escaped as \u00xx */
+    enum { JSON_BYTES = 6 * KN_MODERATION_PROMPT_BYTES + (1 << 17) + 8192 }; /* every byte escaped as \u00xx */
     kn_text text = kn_text_growing(JSON_BYTES);
+    if (q->owner->first[q->stage]) kn_text_string(&text, q->owner->first[q->stage]);
     kn_json_writer w = kn_json_writer_on(&text);
     kn_json_write_object(&w);
     kn_json_write_key(&w, "version");
@@ -421,6 +424,36 @@ static kn_status copy_hook(char ***out, const char *const *argv, kn_moderation_s
     return KN_OK;
 }
 
+/* `kinora hook` and the line it reads before the question. */
+static kn_status make_url_hook(kn_moderation *m, kn_moderation_stage stage, const kn_moderation_options *o)
+{
+    enum { LINE_BYTES = 1 << 17 };
+    kn_status st = KN_OK;
+    kn_webhook_url url;
+    kn_text text = kn_text_growing(LINE_BYTES);
+    kn_json_writer w = kn_json_writer_on(&text);
+    const char *const argv[] = {o->executable ? o->executable : "/proc/self/exe", "hook", NULL};
+    KN_TRY(kn_hook_url_parse(&url, o->urls[stage], o->allow, o->allow_count));
+    KN_TRY(copy_hook(&m->hooks[stage], argv, stage));
+    kn_json_write_object(&w);
+    put_pair(&w, "url", o->urls[stage]);
+    put_pair(&w, "ca", o->ca_file ? o->ca_file : "");
+    kn_json_write_key(&w, "time_limit_ms");
+    kn_json_write_int(&w, m->time_limit_ms);
+    kn_json_write_key(&w, "allow");
+    kn_json_write_array(&w);
+    for (size_t i = 0; i < o->allow_count; i++) kn_json_write_string(&w, o->allow[i]);
+    kn_json_write_array_end(&w);
+    kn_json_write_object_end(&w);
+    kn_text_string(&text, "\n");
+    KN_TRY(kn_text_status(&text));
+    m->first[stage] = kn_text_take(&text);
+    if (!m->first[stage]) st = KN_NOMEM;
+fail:
+    kn_text_release(&text);
+    return st == KN_OK || st == KN_NOMEM ? st : kn_fail_context(st, "%s hook", kn_moderation_stage_name(stage));
+}
+
 kn_status kn_moderation_create(kn_moderation **out, struct event_base *base, const kn_moderation_options *options)
 {
     KN_REQUIRE(options->time_limit_ms >= 0 && options->queue_max >= 0);
@@ -435,7 +468,9 @@ kn_status kn_moderation_create(kn_moderation **out, struct event_base *base, con
     m->fail_open = options->fail_open;
     m->waiting_end = &m->waiting;
     for (int stage = 0; stage < KN_MODERATION_STAGES; stage++)
-        if (options->hooks[stage])
+        if (options->urls[stage])
+            KN_TRY(make_url_hook(m, (kn_moderation_stage)stage, options));
+        else if (options->hooks[stage])
             KN_TRY(copy_hook(&m->hooks[stage], options->hooks[stage], (kn_moderation_stage)stage));
     m->start = event_new(base, -1, 0, on_start, m);
     if (!m->start) KN_TRY(kn_fail(KN_NOMEM, "no memory for the moderation hooks"));
@@ -466,6 +501,7 @@ void kn_moderation_destroy(kn_moderation **moderation)
     for (int stage = 0; stage < KN_MODERATION_STAGES; stage++) {
         for (char **argument = m->hooks[stage]; argument && *argument; argument++) kn_free(*argument);
         kn_free(m->hooks[stage]);
+        kn_free(m->first[stage]);
     }
     kn_free(m);
     *moderation = NULL;

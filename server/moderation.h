@@ -19,8 +19,8 @@
  * blocks, unless the operator chose to fail open. At most `running_max` hooks run at once, the others wait in a bounded
  * queue; the time limit counts from the start of the process.
  *
- * Hooks are executables only. One that asks a service over the network does so itself, as its own process: the server
- * opens no outgoing connections.
+ * A hook may also be a URL: the program is then `kinora hook` (server/hook_child.h), which asks the service there and
+ * passes on its verdict. The server itself opens no outgoing connections.
  *
  * Everything happens on the event loop's thread; nothing blocks. Exits are seen through pidfds, so this does not touch
  * SIGCHLD; nobody else may wait for children they did not start. */
@@ -58,10 +58,16 @@ typedef struct kn_moderation_options {
     /* [stage] The program, found without PATH (an absolute path), and its arguments, NULL at the end; NULL: no hook at
      * this stage. Copied. */
     const char *const *hooks[KN_MODERATION_STAGES];
-    int32_t time_limit_ms; /* 0: the default */
-    int32_t running_max;   /* 0: the default */
-    int32_t queue_max;     /* 0: the default */
-    bool fail_open;        /* a hook that fails allows */
+    /* [stage] Instead: an https:// URL, or http:// where `allow` lists it; NULL: none. Copied. */
+    const char *urls[KN_MODERATION_STAGES];
+    const char *const *allow; /* "host:port" whose address is not checked */
+    size_t allow_count;       /* <= KN_WEBHOOK_ALLOW_MAX */
+    const char *ca_file;      /* PEM; NULL: the system's authorities */
+    const char *executable;   /* that has the command "hook"; NULL: this one */
+    int32_t time_limit_ms;    /* 0: the default */
+    int32_t running_max;      /* 0: the default */
+    int32_t queue_max;        /* 0: the default */
+    bool fail_open;           /* a hook that fails allows */
 } kn_moderation_options;
 
 /* Borrowed for the call. */
@@ -83,7 +89,8 @@ typedef void (*kn_moderation_done)(void *context, const kn_moderation_verdict *v
 
 typedef struct kn_moderation kn_moderation;
 
-/* `base` must outlive it. KN_INVALID names a hook that is not an absolute path to an executable file. */
+/* `base` must outlive it. KN_INVALID names a hook that is not an absolute path to an executable file, or the rule that
+ * a URL breaks. */
 kn_status kn_moderation_create(kn_moderation **out, struct event_base *base, const kn_moderation_options *options);
 
 /* Kills what runs and waits for it; pending callbacks are not called. */

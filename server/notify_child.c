@@ -2,7 +2,7 @@
  *
  * The notifier's process: one loop around a curl multi handle and the socket to the server. A delivery waits in the
  * order of arrival until there is a connection for it and its host; then it is signed and sent. The address rule is
- * applied in CURLOPT_OPENSOCKETFUNCTION: after the name is resolved, before anything is sent to what it resolved to.
+ * applied by server/outgoing.h.
  *
  * The process ends when the socket does. */
 #define _GNU_SOURCE /* SOCK_CLOEXEC, explicit_bzero */
@@ -25,6 +25,7 @@
 #include "server/child.h"
 #include "server/notify.h"
 #include "server/notify_wire.h"
+#include "server/outgoing.h"
 
 enum {
     DESCRIPTORS_MAX = 256, /* connections, name lookups, certificates */
@@ -38,15 +39,12 @@ typedef struct transfer {
     char *frame;           /* the payload that `asked` points into; holds secrets */
     size_t frame_bytes;
     kn_notify_deliver asked;
-    kn_webhook_url url;
+    kn_outgoing request;
     CURL *easy; /* NULL: waiting */
     struct curl_slist *headers;
     size_t header_bytes, body_bytes; /* read so far */
     bool headed;                     /* the empty line after the headers has come */
     bool cut;                        /* the body was longer than is read */
-    bool opened;                     /* an address passed the policy */
-    const char *forbidden;           /* range of an address that did not, or NULL */
-    char curl_error[CURL_ERROR_SIZE];
 } transfer;
 
 typedef struct child {
@@ -121,19 +119,6 @@ static kn_status read_configuration(child *c)
 }
 
 /* ---- what curl asks while it works ---- */
-
-static curl_socket_t on_open(void *context, curlsocktype purpose, struct curl_sockaddr *address)
-{
-    transfer *t = context;
-    const char *forbidden = t->url.listed ? NULL : kn_webhook_address_forbidden(&address->addr);
-    if (purpose != CURLSOCKTYPE_IPCXN) forbidden = "not a connection";
-    if (forbidden) {
-        t->forbidden = forbidden;
-        return CURL_SOCKET_BAD;
-    }
-    t->opened = true;
-    return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
-}
 
 static size_t on_header(char *bytes, size_t size, size_t count, void *context)
 {
@@ -213,74 +198,32 @@ static kn_status sign(transfer *t)
     return KN_OK;
 }
 
-typedef struct number_option {
-    CURLoption option;
-    long value;
-} number_option;
-
-static const number_option number_options[] = {
-    {CURLOPT_NOSIGNAL, 1},
-    {CURLOPT_POST, 1},
-    {CURLOPT_FOLLOWLOCATION, 0},
-    {CURLOPT_NETRC, CURL_NETRC_IGNORED},
-    {CURLOPT_DISALLOW_USERNAME_IN_URL, 1},
-    {CURLOPT_PATH_AS_IS, 1},
-    {CURLOPT_HTTP_VERSION, CURL_HTTP_VERSION_1_1},
-    {CURLOPT_HTTP_CONTENT_DECODING, 0},
-    {CURLOPT_SSL_VERIFYPEER, 1},
-    {CURLOPT_SSL_VERIFYHOST, 2},
-    {CURLOPT_SSLVERSION, CURL_SSLVERSION_TLSv1_2},
-    {CURLOPT_TIMEOUT_MS, KN_NOTIFIER_TIMEOUT_MS},
-    {CURLOPT_CONNECTTIMEOUT_MS, KN_NOTIFIER_CONNECT_TIMEOUT_MS},
-    /* Each delivery resolves and checks anew. */
-    {CURLOPT_DNS_CACHE_TIMEOUT, 0},
-    {CURLOPT_FRESH_CONNECT, 1},
-    {CURLOPT_FORBID_REUSE, 1},
-    /* A name lookup that hangs may not hold up the other deliveries when its own is over. */
-    {CURLOPT_QUICK_EXIT, 1},
-};
-
 /* Every option must be taken: one that this libcurl does not know would be a rule that silently does not hold. */
-static bool configure_easy(const child *c, transfer *t, const char *url)
+static bool configure_easy(const child *c, transfer *t)
 {
     CURL *easy = t->easy;
-    CURLcode code = CURLE_OK;
-    for (size_t i = 0; i < sizeof number_options / sizeof *number_options && code == CURLE_OK; i++)
-        code = curl_easy_setopt(easy, number_options[i].option, number_options[i].value);
-    const char *protocol = t->url.tls ? "https" : "http";
-    bool good = code == CURLE_OK && curl_easy_setopt(easy, CURLOPT_URL, url) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, protocol) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_REDIR_PROTOCOLS_STR, "https") == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_PROXY, "") == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_NOPROXY, "*") == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_USERAGENT, "Kinora/" KN_VERSION) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_HTTPHEADER, t->headers) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_POSTFIELDS, t->asked.body) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE, (long)t->asked.body_bytes) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, t) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_HEADERDATA, t) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_WRITEDATA, t) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, t->curl_error) == CURLE_OK &&
-                curl_easy_setopt(easy, CURLOPT_PRIVATE, t) == CURLE_OK;
-    if (good && c->configuration.ca_file[0] != '\0')
-        good = curl_easy_setopt(easy, CURLOPT_CAINFO, c->configuration.ca_file) == CURLE_OK &&
-               curl_easy_setopt(easy, CURLOPT_CAPATH, NULL) == CURLE_OK;
-    return good;
+    const kn_outgoing_options options = {.ca_file = c->configuration.ca_file,
+                                         .timeout_ms = KN_NOTIFIER_TIMEOUT_MS,
+                                         .connect_timeout_ms = KN_NOTIFIER_CONNECT_TIMEOUT_MS,
+                                         .headers = t->headers};
+    return kn_outgoing_configure(easy, &t->request, &options) &&
+           curl_easy_setopt(easy, CURLOPT_POSTFIELDS, t->asked.body) == CURLE_OK &&
+           curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE, (long)t->asked.body_bytes) == CURLE_OK &&
+           curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header) == CURLE_OK &&
+           curl_easy_setopt(easy, CURLOPT_HEADERDATA, t) == CURLE_OK &&
+           curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body) == CURLE_OK &&
+           curl_easy_setopt(easy, CURLOPT_WRITEDATA, t) == CURLE_OK &&
+           curl_easy_setopt(easy, CURLOPT_PRIVATE, t) == CURLE_OK;
 }
 
 static kn_status start(child *c, transfer *t)
 {
-    char url[KN_WEBHOOK_URL_MAX + 16];
-    kn_status st = kn_webhook_url_text(&t->url, url, sizeof url);
-    if (st == KN_OK) st = sign(t);
+    kn_status st = sign(t);
     if (st != KN_OK) return st;
     CURL *easy = curl_easy_init();
     if (!easy) return kn_fail(KN_NOMEM, "no memory for a connection");
     t->easy = easy;
-    const bool good = configure_easy(c, t, url) && curl_multi_add_handle(c->multi, easy) == CURLM_OK;
+    const bool good = configure_easy(c, t) && curl_multi_add_handle(c->multi, easy) == CURLM_OK;
     c->sending++; /* free_transfer counts back */
     return good ? KN_OK : kn_fail(KN_UNSUPPORTED, "the transfer library refused an option");
 }
@@ -289,7 +232,7 @@ static size_t sending_to(const child *c, const kn_webhook_url *url)
 {
     size_t count = 0;
     for (const transfer *t = c->first; t; t = t->next)
-        if (t->easy && t->url.port == url->port && strcmp(t->url.host, url->host) == 0) count++;
+        if (t->easy && t->request.url.port == url->port && strcmp(t->request.url.host, url->host) == 0) count++;
     return count;
 }
 
@@ -298,7 +241,7 @@ static kn_status start_waiting(child *c)
     kn_status st = KN_OK;
     for (transfer *t = c->first, *next; t && c->sending < KN_NOTIFIER_CONCURRENT_MAX && st == KN_OK; t = next) {
         next = t->next;
-        if (t->easy || sending_to(c, &t->url) >= KN_NOTIFIER_HOST_CONCURRENT_MAX) continue;
+        if (t->easy || sending_to(c, &t->request.url) >= KN_NOTIFIER_HOST_CONCURRENT_MAX) continue;
         if (start(c, t) != KN_OK) {
             char why[KN_NOTIFIER_ERROR_BYTES];
             snprintf(why, sizeof why, "%s", kn_fail_message());
@@ -328,12 +271,12 @@ static kn_status finish_transfer(child *c, transfer *t, CURLcode code)
                                          .retry_after_s = wait > 0 ? (int64_t)wait : 0},
                       outcome == KN_WEBHOOK_DELIVERED ? "" : line);
     }
-    if (t->forbidden && !t->opened) {
+    if (t->request.forbidden && !t->request.opened) {
         snprintf(line, sizeof line, "the host resolves to an address that is not one on the internet (%s)",
-                 t->forbidden);
+                 t->request.forbidden);
         return finish(c, t, (kn_notify_result){.outcome = KN_WEBHOOK_REFUSED}, line);
     }
-    snprintf(line, sizeof line, "%s", t->curl_error[0] ? t->curl_error : curl_easy_strerror(code));
+    snprintf(line, sizeof line, "%s", t->request.error[0] ? t->request.error : curl_easy_strerror(code));
     return finish(c, t, (kn_notify_result){.outcome = KN_WEBHOOK_FAILED}, line);
 }
 
@@ -375,7 +318,7 @@ static kn_status accept_delivery(child *c, char *frame, size_t bytes)
     while (*last) last = &(*last)->next;
     *last = t;
     c->count++;
-    if (kn_webhook_url_parse(&t->url, t->asked.url, &c->policy) == KN_OK) return KN_OK;
+    if (kn_webhook_url_parse(&t->request.url, t->asked.url, &c->policy) == KN_OK) return KN_OK;
     char why[KN_NOTIFIER_ERROR_BYTES];
     snprintf(why, sizeof why, "%s", kn_fail_message());
     return finish(c, t, (kn_notify_result){.outcome = KN_WEBHOOK_REFUSED}, why);

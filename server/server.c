@@ -264,10 +264,16 @@ static kn_status open_moderation(kn_server *s)
     kn_moderation_options options = {.time_limit_ms = (int32_t)c->moderation_time_limit_ms,
                                      .running_max = (int32_t)c->moderation_running_max,
                                      .fail_open = c->moderation_fail_open};
-    if (c->moderation_prompt_hook.count > 0)
-        options.hooks[KN_MODERATION_PROMPT] = (const char *const *)c->moderation_prompt_hook.items;
-    if (c->moderation_output_hook.count > 0)
-        options.hooks[KN_MODERATION_OUTPUT] = (const char *const *)c->moderation_output_hook.items;
+    const kn_setting_list *const hooks[] = {
+        [KN_MODERATION_PROMPT] = &c->moderation_prompt_hook, [KN_MODERATION_OUTPUT] = &c->moderation_output_hook};
+    for (int i = 0; i < KN_MODERATION_STAGES; i++)
+        if (kn_settings_hook_is_url(hooks[i]))
+            options.urls[i] = hooks[i]->items[0];
+        else if (hooks[i]->count > 0)
+            options.hooks[i] = (const char *const *)hooks[i]->items;
+    options.allow = (const char *const *)c->moderation_allow.items;
+    options.allow_count = c->moderation_allow.count;
+    options.ca_file = c->moderation_ca;
     return kn_moderation_create(&s->moderation, s->base, &options);
 }
 

@@ -11,6 +11,7 @@
 
 #include "base/mem.h"
 #include "engine/config.h"
+#include "server/hook_child.h"
 #include "server/http.h"
 #include "server/moderation.h"
 #include "server/toml.h"
@@ -86,9 +87,12 @@ static const setting settings[] = {
      "receivers whose address may be private"},
     {"webhook-ca", TEXT, false, AT(webhook_ca), 0, 0, "", "FILE", "authorities to trust instead of the system's"},
     {"moderation-prompt-hook", LIST, false, AT(moderation_prompt_hook), 0, KN_MODERATION_ARGUMENTS, "", "PROGRAM",
-     "asked about every prompt; again for each argument"},
+     "asked about every prompt, or a URL; again for each argument"},
     {"moderation-output-hook", LIST, false, AT(moderation_output_hook), 0, KN_MODERATION_ARGUMENTS, "", "PROGRAM",
-     "asked about every video; again for each argument"},
+     "asked about every video, or a URL; again for each argument"},
+    {"moderation-allow", LIST, false, AT(moderation_allow), 0, KN_WEBHOOK_ALLOW_MAX, "", "HOST:PORT",
+     "services at URLs that may have private addresses and speak http://"},
+    {"moderation-ca", TEXT, false, AT(moderation_ca), 0, 0, "", "FILE", "authorities to trust instead of the system's"},
     {"moderation-time-limit-ms", NUMBER, false, AT(moderation_time_limit_ms), 1, 600000, "10000", "N",
      "for a hook's answer"},
     {"moderation-running-max", NUMBER, false, AT(moderation_running_max), 1, KN_MODERATION_RUNNING_MAX, "4", "N",
@@ -386,6 +390,35 @@ kn_status kn_server_config_read(kn_server_config *config, const char *path)
     return st;
 }
 
+static kn_status check_moderation(const kn_server_config *config)
+{
+    kn_webhook_url url;
+    const kn_setting_list *const hooks[] = {&config->moderation_prompt_hook, &config->moderation_output_hook};
+    for (size_t i = 0; i < config->moderation_allow.count; i++) {
+        const kn_status st = kn_webhook_check_allow(config->moderation_allow.items[i]);
+        if (st != KN_OK) return kn_fail_context(st, "moderation-allow");
+    }
+    for (size_t i = 0; i < 2; i++) {
+        const char *stage = i ? "output" : "prompt", *first = hooks[i]->count ? hooks[i]->items[0] : NULL;
+        if (!first) continue;
+        if (kn_settings_hook_is_url(hooks[i])) {
+            const kn_status st = kn_hook_url_parse(&url, first, (const char *const *)config->moderation_allow.items,
+                                                   config->moderation_allow.count);
+            if (st != KN_OK) return kn_fail_context(st, "moderation-%s-hook", stage);
+            if (hooks[i]->count > 1) return kn_fail(KN_INVALID, "moderation-%s-hook: a URL takes no arguments", stage);
+        } else if (first[0] != '/') {
+            return kn_fail(KN_INVALID, "moderation-%s-hook: %s is not an absolute path", stage, first);
+        }
+    }
+    return KN_OK;
+}
+
+bool kn_settings_hook_is_url(const kn_setting_list *hook)
+{
+    const char *first = hook->count > 0 ? hook->items[0] : "";
+    return strncmp(first, "https://", 8) == 0 || strncmp(first, "http://", 7) == 0;
+}
+
 kn_status kn_server_config_check(const kn_server_config *config)
 {
     kn_status st = KN_OK;
@@ -412,12 +445,7 @@ kn_status kn_server_config_check(const kn_server_config *config)
         st = kn_webhook_check_allow(config->webhook_allow.items[i]);
         if (st != KN_OK) return kn_fail_context(st, "webhook-allow");
     }
-    const kn_setting_list *const hooks[] = {&config->moderation_prompt_hook, &config->moderation_output_hook};
-    for (size_t i = 0; i < 2; i++)
-        if (hooks[i]->count && hooks[i]->items[0][0] != '/')
-            return kn_fail(KN_INVALID, "moderation-%s-hook: %s is not an absolute path", i ? "output" : "prompt",
-                           hooks[i]->items[0]);
-    return KN_OK;
+    return check_moderation(config);
 }
 
 /* ---- reload ---- */

@@ -83,8 +83,10 @@ typedef struct kn_server_config {
     kn_setting_list webhook_allow; /* "host:port" whose address is not checked; kn_webhook_policy */
     char *webhook_ca;              /* PEM file of the authorities to trust instead of the system's */
     /* Moderation */
-    kn_setting_list moderation_prompt_hook; /* program and arguments; empty: none */
+    kn_setting_list moderation_prompt_hook; /* program and arguments, or a URL; empty: none */
     kn_setting_list moderation_output_hook;
+    kn_setting_list moderation_allow;   /* "host:port" of services at URLs: http:// and private addresses are fine */
+    char *moderation_ca;                /* PEM file of the authorities to trust instead of the system's */
     int64_t moderation_time_limit_ms;   /* 10000 */
     int64_t moderation_running_max;     /* 4 */
     bool moderation_fail_open;          /* false */
@@ -109,6 +111,9 @@ kn_status kn_server_config_parse(kn_server_config *config, const char *text, siz
 /* What only shows in the whole: required settings, pairs that belong together, addresses that parse. Files are not
  * opened. */
 kn_status kn_server_config_check(const kn_server_config *config);
+
+/* A URL rather than a program? */
+bool kn_settings_hook_is_url(const kn_setting_list *hook);
 
 /* Reads the file again under the same flags. KN_OK: *config is the new one, the old one destroyed, and `restart` (when
  * not NULL) names the settings, separated by ", ", that differ but need a restart; those keep their old values. Any

@@ -73,6 +73,7 @@ COVERED = {
     "server/grpc_*.c": "tests/server/grpc.c",
     "server/h2.c": "tests/server/grpc.c",
     "server/children.c": "tests/kill/kill.py",
+    "server/outgoing.c": "tests/server/notify_child.c",
     "server/dispatch.c": "tests/kill/kill.py",
     "server/ending.c": "tests/kill/kill.py",
     "server/housekeeping.c": "tests/kill/kill.py",

@@ -6,6 +6,7 @@
 
     tests/kill/kill.py                       every named point once, then random kills, 500 in all
     tests/kill/kill.py --kills 5000 --log F  a campaign; one line of JSON per kill
+    tests/kill/kill.py ... --minutes N       no kill later than that; everything is checked all the same
 
 Each job has an Idempotency-Key. A client that got no answer asks again with the same key, as the real ones do. Equal
 requests must give equal bytes, so jobs are drawn from a few requests, whose bytes an undisturbed server made first.
@@ -31,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 KINORA = os.environ.get("KINORA", str(ROOT / "build/release/kinora"))
 REQUESTS = 8  # different ones
+BACKLOG = 60  # jobs that wait, at most: a campaign's rounds stay as long as its first ones
 SECONDS_MAX = 90  # for everything to end once the killing is over
 
 
@@ -145,14 +147,19 @@ class Jobs:
 class Load(threading.Thread):
     """A client: a job after the other, each until it is acknowledged."""
 
-    def __init__(self, server, jobs, name, rate):
+    def __init__(self, server, jobs, receiver, name, rate):
         super().__init__(daemon=True)
-        self.server, self.jobs, self.name, self.rate = server, jobs, name, rate
+        self.server, self.jobs, self.receiver, self.name, self.rate = server, jobs, receiver, name, rate
         self.stopping = False
+
+    def wait_for_room(self):
+        while len(self.jobs.acknowledged) - len(self.receiver.videos) > BACKLOG and not self.stopping:
+            time.sleep(0.1)
 
     def run(self):
         number = 0
         while not self.stopping:
+            self.wait_for_room()
             key, kind = f"{self.name}-{number}", number % REQUESTS
             with self.jobs.lock:
                 self.jobs.wanted[key] = kind
@@ -378,6 +385,7 @@ def one_round(server, jobs, choice, point, write):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", help="file for one line of JSON per kill")
     parser.add_argument("--keep", action="store_true", help="keep the data directories")
@@ -396,10 +404,10 @@ def main():
     (folder / "storm").mkdir()
     sums = undisturbed(folder / "calm")
     server, jobs, choice = Server(folder / "storm"), Jobs(), random.Random(given.seed)
-    clients = [Load(server, jobs, f"c{given.seed}-{i}", 0.25) for i in range(3)]
+    fickle, receiver = Fickle(server, jobs, given.seed), Receiver()
+    clients = [Load(server, jobs, receiver, f"c{given.seed}-{i}", 0.25) for i in range(3)]
     started = time.monotonic()
     missed = []
-    fickle, receiver = Fickle(server, jobs, given.seed), Receiver()
     server.hook = receiver.server_address[1]
     server.start()
     status, body = server.ask("POST", "/v1/webhook_endpoints", {"url": f"http://127.0.0.1:{server.hook}/hook"})
@@ -416,7 +424,7 @@ def main():
         one_round(server, jobs, choice, f"{name}:{n}", write)
         if kills["point"] == before:
             missed.append(f"{name}:{n}")
-    while sum(kills.values()) < given.kills:
+    while sum(kills.values()) < given.kills and time.monotonic() - started < given.minutes * 60:
         one_round(server, jobs, choice, None, write)
     for client in clients:
         client.stopping = True
