@@ -226,7 +226,7 @@ void check_attention(check *c)
             check_one(c, &g);
         }
     }
-    for (int i = 0; i < 180; i++) {
+    for (int i = 0; i < check_rounds(c, 180); i++) {
         check_begin(c, "choosing");
         attention_config g = random_config(c);
         check_one(c, &g);

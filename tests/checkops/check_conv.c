@@ -186,7 +186,7 @@ void check_conv(check *c)
             check_one(c, &g);
         }
     }
-    for (int i = 0; i < 240; i++) {
+    for (int i = 0; i < check_rounds(c, 240); i++) {
         check_begin(c, "choosing");
         conv_config g = random_config(c);
         check_one(c, &g);
@@ -205,7 +205,7 @@ static kn_frame random_frame(check *c)
 
 void check_frame_pack(check *c)
 {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < check_rounds(c, 40); i++) {
         check_begin(c, "choosing");
         kn_frame shape = random_frame(c);
         const bool scale = check_coin(c), shift = check_coin(c);
@@ -233,7 +233,7 @@ void check_frame_pack(check *c)
 
 void check_frame_unpack(check *c)
 {
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < check_rounds(c, 40); i++) {
         check_begin(c, "choosing");
         kn_frame shape = random_frame(c);
         const bool scale = check_coin(c), shift = check_coin(c), clamp = check_coin(c);

@@ -172,7 +172,7 @@ void check_gemm(check *c)
             check_one(c, &g);
         }
     }
-    for (int i = 0; i < 400; i++) {
+    for (int i = 0; i < check_rounds(c, 400); i++) {
         check_begin(c, "choosing");
         gemm_config g = random_config(c);
         check_one(c, &g);

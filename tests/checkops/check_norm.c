@@ -69,7 +69,7 @@ static const double *layernorm_scale(check *c, const kn_layernorm_args *args)
 
 void check_layernorm(check *c)
 {
-    for (int i = 0; i < 140; i++) {
+    for (int i = 0; i < check_rounds(c, 140); i++) {
         check_begin(c, "choosing");
         const int64_t rows = pick_rows(c), cols = pick_cols(c);
         const kn_dtype in = check_coin(c) ? KN_BF16 : KN_F32, out = check_coin(c) ? KN_BF16 : KN_F32;
@@ -139,7 +139,7 @@ static kn_rope make_rope(check *c, int64_t rows, int32_t head_dim)
 
 void check_rmsnorm(check *c)
 {
-    for (int i = 0; i < 160; i++) {
+    for (int i = 0; i < check_rounds(c, 160); i++) {
         check_begin(c, "choosing");
         const bool rope = check_coin(c), in_place = check_coin(c);
         const int32_t head_dim = (int32_t)CHECK_PICK(c, 2, 6, 8, 12, 14, 24, 64, 128);
@@ -175,7 +175,7 @@ void check_rmsnorm(check *c)
 
 void check_channel_norm(check *c)
 {
-    for (int i = 0; i < 80; i++) {
+    for (int i = 0; i < check_rounds(c, 80); i++) {
         check_begin(c, "choosing");
         kn_frame shape = {.height = (int32_t)CHECK_PICK(c, 1, 2, 3, 9),
                           .width = (int32_t)CHECK_PICK(c, 1, 2, 5, 17, 33),

@@ -56,7 +56,7 @@ static void slice_silu(const void *opaque, int index, void *sliced_opaque, check
 
 void check_silu(check *c)
 {
-    for (int i = 0; i < 80; i++) {
+    for (int i = 0; i < check_rounds(c, 80); i++) {
         check_begin(c, "choosing");
         const int64_t rows = pick_rows(c), cols = pick_cols(c);
         const kn_dtype in = pick_dtype(c), out = pick_dtype(c);
@@ -96,7 +96,7 @@ static void slice_gated_gelu(const void *opaque, int index, void *sliced_opaque,
 
 void check_gated_gelu(check *c)
 {
-    for (int i = 0; i < 80; i++) {
+    for (int i = 0; i < check_rounds(c, 80); i++) {
         check_begin(c, "choosing");
         const int64_t rows = pick_rows(c), cols = pick_cols(c);
         const kn_dtype in = pick_dtype(c);
@@ -137,7 +137,7 @@ static void slice_add_table(const void *opaque, int index, void *sliced_opaque, 
 /* One f32 sum: the same bits everywhere, before a bf16 result is rounded. */
 void check_add_table(check *c)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < check_rounds(c, 60); i++) {
         check_begin(c, "choosing");
         const int64_t rows = pick_rows(c), cols = pick_cols(c);
         const kn_dtype in = pick_dtype(c);
@@ -173,7 +173,7 @@ static void slice_lincomb(const void *opaque, int index, void *sliced_opaque, ch
 
 void check_lincomb(check *c)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < check_rounds(c, 60); i++) {
         check_begin(c, "choosing");
         const int64_t count = CHECK_PICK(c, 1, 2, 7, 16, 17, 31, 63, 65, 1000, 4096, 70001);
         const int32_t terms = (int32_t)(1 + check_below(c, KN_LINCOMB_MAX));
@@ -219,7 +219,7 @@ static void slice_embed(const void *opaque, int index, void *sliced_opaque, chec
 /* Widening is exact and narrowing to bf16 is rounded to nearest even: no freedom. */
 void check_embed(check *c)
 {
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < check_rounds(c, 60); i++) {
         check_begin(c, "choosing");
         const int64_t rows = pick_rows(c), cols = pick_cols(c), vocabulary = CHECK_PICK(c, 1, 2, 50);
         const kn_dtype in = (kn_dtype)check_below(c, 3), out = pick_dtype(c);
@@ -242,7 +242,7 @@ void check_embed(check *c)
  * 4000 u = 2.4e-4 absolute, values being at most 1. */
 void check_timestep_embed(check *c)
 {
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < check_rounds(c, 20); i++) {
         check_begin(c, "choosing");
         const int64_t rows = pick_rows(c), cols = CHECK_PICK(c, 2, 4, 6, 14, 16, 34, 256);
         check_begin(c, "timesteps %lld cols %lld", (long long)rows, (long long)cols);
@@ -265,7 +265,7 @@ void check_timestep_embed(check *c)
 
 void check_patchify(check *c)
 {
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < check_rounds(c, 30); i++) {
         check_begin(c, "choosing");
         kn_patchify_args args = {.channels = (int32_t)CHECK_PICK(c, 1, 3, 16, 36),
                                  .t = (int32_t)CHECK_PICK(c, 1, 2, 3),
@@ -286,7 +286,7 @@ void check_patchify(check *c)
 
 void check_unpatchify(check *c)
 {
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < check_rounds(c, 30); i++) {
         check_begin(c, "choosing");
         kn_unpatchify_args args = {.channels = (int32_t)CHECK_PICK(c, 1, 3, 16, 48),
                                    .t = (int32_t)CHECK_PICK(c, 1, 2, 3),

@@ -20,7 +20,8 @@
 #include "kernels/cpu.h"
 
 enum {
-    CHECK_THREADS = 3,       /* devices with 1, 2 and 3 threads per tier */
+    CHECK_THREADS = 3, /* devices with 1, 2 and 3 threads per tier */
+    CHECK_TIERS = 8,
     CHECK_BUFFERS = 64,      /* live at once in one configuration */
     CHECK_ARGS_BYTES = 1024, /* room for any operator's arguments */
 };
@@ -30,9 +31,13 @@ enum {
 
 #define CHECK_COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
 
+/* One set of implementations. On the CPU a run is repeated with 1, 2 and 3 threads, on the executor of CUDA kernels
+ * (tests/simt) in three orders of GPU threads; both must give the same bits. */
 typedef struct check_tier {
-    kn_isa isa;
-    kn_device *device[CHECK_THREADS]; /* [threads - 1] */
+    const char *name; /* "ref", "avx2", "cuda", ... */
+    bool reference;
+    bool simt;
+    kn_device *device[CHECK_THREADS]; /* [threads - 1]; simt: the same one */
     kn_stream *stream[CHECK_THREADS];
 } check_tier;
 
@@ -62,11 +67,12 @@ typedef enum check_pattern {
 
 typedef struct check {
     const char *only_op;
-    kn_isa only_isa; /* KN_ISA_COUNT: all */
+    const char *only_tier; /* NULL: all */
+    bool simt;             /* judges the CUDA kernels on tests/simt instead of the CPU tiers */
     uint64_t seed;
     bool verbose;
 
-    check_tier tiers[KN_ISA_COUNT]; /* [0] is ref */
+    check_tier tiers[CHECK_TIERS]; /* [0] is ref */
     int tier_count;
 
     const char *op;
@@ -80,7 +86,22 @@ typedef struct check {
     double spent; /* seconds in reference runs */
 } check;
 
+/* ---- tiers (tiers.c) ---- */
+
+kn_status check_open_tiers(check *c);
+void check_close_tiers(check *c);
+/* Before each run: `threads` 1.. chooses the order of a GPU's threads. */
+void check_seed_run(const check_tier *tier, int threads);
+/* After a failure, so that the next run finds a working device. */
+void check_revive(check_tier *tier);
+/* Memory that the kernels of a GPU may use. */
+void check_share(const check *c, void *memory, size_t bytes);
+void check_unshare(const check *c, void *memory);
+
 /* ---- configurations and random values ---- */
+
+/* How many of `rounds` random configurations to walk: on tests/simt a call takes milliseconds, so fewer. */
+int check_rounds(const check *c, int rounds);
 
 /* Starts the next configuration: frees the last one's buffers, names this one
  * and seeds its random values from the program's seed, the operator and its index. */

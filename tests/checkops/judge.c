@@ -132,7 +132,7 @@ static void check_surroundings(check *c, const check_view *covered, verdict *v)
 static void run(check *c, const check_case *one, const check_tier *tier, int threads, const void *args,
                 const check_view *covered, char *result, verdict *v)
 {
-    check_note(c->op, kn_isa_name(tier->isa), threads, c->config);
+    check_note(c->op, tier->name, threads, c->config);
     restore(c);
     check_buffer *target = buffer_of(c, covered->data);
     char *clean = kn_alloc(target->bytes);
@@ -140,7 +140,10 @@ static void run(check *c, const check_case *one, const check_tier *tier, int thr
     memcpy(clean, target->saved, target->bytes);
 
     kn_device *device = tier->device[threads - 1];
-    kn_status st = one->call(kn_device_ops(device), tier->stream[threads - 1], args);
+    kn_stream *stream = tier->stream[threads - 1];
+    check_seed_run(tier, threads);
+    kn_status st = one->call(kn_device_ops(device), stream, args);
+    if (st == KN_OK) st = kn_stream_synchronize(stream);
     if (st != KN_OK) object(v, "returned %s: %s", kn_status_name(st), kn_fail_message());
     check_surroundings(c, covered, v);
     memcpy(target->saved, clean, target->bytes);
@@ -229,9 +232,11 @@ typedef struct copies {
 /* What preparation wrote stays inside its buffers and is an input from then on. */
 static void prepare(check *c, const check_case *one, const check_tier *tier, void *args, verdict *v)
 {
-    check_note(c->op, kn_isa_name(tier->isa), 0, c->config);
+    check_note(c->op, tier->name, 0, c->config);
     int first = c->buffer_count;
+    check_seed_run(tier, 1);
     kn_status st = one->prepare(c, tier, args);
+    if (st == KN_OK) st = kn_stream_synchronize(tier->stream[0]);
     if (st != KN_OK) object(v, "preparation returned %s: %s", kn_status_name(st), kn_fail_message());
     for (int i = first; i < c->buffer_count; i++) {
         check_buffer *b = &c->buffers[i];
@@ -250,9 +255,9 @@ static void judge_tier(check *c, const check_case *one, const check_tier *tier, 
     memcpy(args, one->args, one->args_bytes);
     if (one->prepare) prepare(c, one, tier, args, v);
     run(c, one, tier, 1, args, &one->output, copy->whole, v);
-    if (tier->isa == KN_ISA_REF) memcpy(copy->want, copy->whole, buffer_of(c, one->output.data)->bytes);
+    if (tier->reference) memcpy(copy->want, copy->whole, buffer_of(c, one->output.data)->bytes);
     compare(one, begin, copy->whole, copy->want, v);
-    if (tier->isa == KN_ISA_REF) return; /* one thread, one order: nothing more to learn */
+    if (tier->reference) return; /* one thread, one order: nothing more to learn */
 
     for (int threads = 2; threads <= CHECK_THREADS; threads++) {
         char what[32];
@@ -281,16 +286,17 @@ void check_judge(check *c, const check_case *one)
     if (!copy.want || !copy.whole || !copy.part) _exit(2);
 
     for (int i = 0; i < c->tier_count; i++) {
-        const check_tier *tier = &c->tiers[i];
-        if (tier->isa != KN_ISA_REF && c->only_isa != KN_ISA_COUNT && tier->isa != c->only_isa) continue;
+        check_tier *tier = &c->tiers[i];
+        if (!tier->reference && c->only_tier && strcmp(tier->name, c->only_tier) != 0) continue;
         verdict v = {{0}};
         int64_t start = kn_clock_ns();
         judge_tier(c, one, tier, &copy, &v);
-        if (tier->isa == KN_ISA_REF) c->spent += kn_clock_seconds(kn_clock_ns() - start);
+        if (tier->reference) c->spent += kn_clock_seconds(kn_clock_ns() - start);
         if (v.text[0]) {
-            printf("FAIL %s.%s [%d] %s: %s\n", c->op, kn_isa_name(tier->isa), c->config_index, c->config, v.text);
+            printf("FAIL %s.%s [%d] %s: %s\n", c->op, tier->name, c->config_index, c->config, v.text);
             fflush(stdout);
             c->failed++;
+            check_revive(tier);
         } else {
             c->passed++;
         }

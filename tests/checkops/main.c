@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * checkops [--seed N] [--op NAME] [--isa NAME] [--verbose] [--list]
+ * checkops [--device cpu|simt] [--seed N] [--op NAME] [--isa NAME] [--verbose] [--list]
  * checkops --bench [--op NAME] [--isa NAME] [--threads N] [--json] */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -60,35 +60,6 @@ static void catch_crashes(void)
 
 /* ---- tiers ---- */
 
-static void close_tiers(check *c)
-{
-    for (int i = 0; i < c->tier_count; i++)
-        for (int t = 0; t < CHECK_THREADS; t++) {
-            kn_stream_destroy(&c->tiers[i].stream[t]);
-            kn_device_close(&c->tiers[i].device[t]);
-        }
-    c->tier_count = 0;
-}
-
-static kn_status open_tiers(check *c)
-{
-    kn_status st = KN_OK;
-    for (kn_isa isa = KN_ISA_REF; isa <= kn_isa_detect(); isa++) {
-        check_tier *tier = &c->tiers[c->tier_count++];
-        tier->isa = isa;
-        for (int t = 0; t < CHECK_THREADS; t++) {
-            kn_device_params params = {.name = "cpu", .threads = t + 1, .isa = kn_isa_name(isa)};
-            KN_TRY(kn_device_open(&tier->device[t], &params));
-            KN_TRY(kn_stream_create(&tier->stream[t], tier->device[t]));
-        }
-    }
-    return KN_OK;
-
-fail:
-    close_tiers(c);
-    return st;
-}
-
 /* Which tier's code an operator runs on each tier. */
 static void list_operators(void)
 {
@@ -118,7 +89,9 @@ static void list_operators(void)
 
 typedef struct options {
     const char *op;
-    kn_isa isa; /* KN_ISA_COUNT: all */
+    kn_isa isa;       /* of the CPU; KN_ISA_COUNT: all */
+    const char *tier; /* the same as it was given; NULL: all */
+    bool simt;
     uint64_t seed;
     int threads; /* bench; 0: all cores */
     bool list, bench, json, verbose;
@@ -126,7 +99,7 @@ typedef struct options {
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: checkops [--seed N] [--op NAME] [--isa NAME] [--verbose] [--list]\n"
+    fprintf(stderr, "usage: checkops [--device cpu|simt] [--seed N] [--op NAME] [--isa NAME] [--verbose] [--list]\n"
                     "       checkops --bench [--op NAME] [--isa NAME] [--threads N] [--json]\n");
     return 2;
 }
@@ -136,6 +109,11 @@ static bool known_operator(const char *name)
     for (int i = 0; i < CHECK_COUNT(operators); i++)
         if (strcmp(operators[i].name, name) == 0) return true;
     return false;
+}
+
+static bool known_tier(const char *name)
+{
+    return kn_isa_parse(name) != KN_ISA_COUNT || strcmp(name, "cuda") == 0 || strcmp(name, "sm90") == 0;
 }
 
 static bool parse(options *o, int argc, char **argv)
@@ -157,8 +135,14 @@ static bool parse(options *o, int argc, char **argv)
             o->threads = (int)strtol(argv[++i], NULL, 10);
         } else if (strcmp(argv[i], "--op") == 0 && value && known_operator(value)) {
             o->op = argv[++i];
-        } else if (strcmp(argv[i], "--isa") == 0 && value && kn_isa_parse(value) != KN_ISA_COUNT) {
-            o->isa = kn_isa_parse(argv[++i]);
+        } else if (strcmp(argv[i], "--isa") == 0 && value && known_tier(value)) {
+            o->tier = argv[++i];
+            o->isa = kn_isa_parse(o->tier);
+        } else if (strcmp(argv[i], "--device") == 0 && value && strcmp(value, "cpu") == 0) {
+            i++;
+        } else if (strcmp(argv[i], "--device") == 0 && value && strcmp(value, "simt") == 0) {
+            o->simt = true;
+            i++;
         } else {
             fprintf(stderr, "checkops: cannot use \"%s%s%s\"\n", argv[i], value ? " " : "", value ? value : "");
             return false;
@@ -171,12 +155,12 @@ static int run_checks(const options *o)
 {
     static check state; /* large; one run per process */
     check *c = &state;
-    *c = (check){.only_op = o->op, .only_isa = o->isa, .seed = o->seed, .verbose = o->verbose};
-    if (open_tiers(c) != KN_OK) {
+    *c = (check){.only_op = o->op, .only_tier = o->tier, .simt = o->simt, .seed = o->seed, .verbose = o->verbose};
+    if (check_open_tiers(c) != KN_OK) {
         fprintf(stderr, "checkops: %s\n", kn_fail_message());
         return 2;
     }
-    printf("seed %llu, tiers up to %s\n", (unsigned long long)c->seed, kn_isa_name(kn_isa_detect()));
+    printf("seed %llu, tiers up to %s\n", (unsigned long long)c->seed, c->tiers[c->tier_count - 1].name);
     for (int i = 0; i < CHECK_COUNT(operators); i++) {
         if (o->op && strcmp(o->op, operators[i].name) != 0) continue;
         int passed = c->passed, failed = c->failed;
@@ -190,7 +174,7 @@ static int run_checks(const options *o)
         fflush(stdout);
     }
     check_begin(c, "end");
-    close_tiers(c);
+    check_close_tiers(c);
     printf("%d passed, %d failed\n", c->passed, c->failed);
     return c->failed == 0 ? 0 : 1;
 }

@@ -27,6 +27,7 @@ static void die(const char *what)
 static void release_buffers(check *c)
 {
     for (int i = 0; i < c->buffer_count; i++) {
+        check_unshare(c, c->buffers[i].data);
         munmap(c->buffers[i].map, c->buffers[i].map_bytes);
         kn_free(c->buffers[i].saved);
     }
@@ -99,6 +100,7 @@ void *check_buffer_new(check *c, size_t bytes, size_t alignment, check_kind kind
     b->begin = b->data - GUARD_BYTES;
     b->bytes = (size_t)(b->map + usable - b->begin);
     memset(b->begin, CANARY, b->bytes);
+    check_share(c, b->data, bytes);
     c->buffer_count++;
     return b->data;
 }
@@ -165,8 +167,12 @@ static void fill_row(check *c, void *data, kn_dtype dtype, int64_t offset, int64
 static kn_matrix new_matrix(check *c, int64_t rows, int64_t cols, kn_dtype dtype, check_kind kind)
 {
     int64_t stride = cols + CHECK_PICK(c, 0, 0, 1, 3, 8, 64);
-    size_t element = kn_dtype_bytes(dtype);
-    void *data = check_buffer_new(c, (size_t)((rows - 1) * stride + cols) * element, element, kind);
+    size_t element = kn_dtype_bytes(dtype), alignment = element;
+    if (c->simt && check_coin(c)) { /* GPU variants want vectors of 16 bytes, and are not chosen without */
+        stride = (cols + 7) / 8 * 8 + CHECK_PICK(c, 0, 8, 64);
+        alignment = 16;
+    }
+    void *data = check_buffer_new(c, (size_t)((rows - 1) * stride + cols) * element, alignment, kind);
     return (kn_matrix){.data = data, .rows = rows, .cols = cols, .stride = stride, .dtype = dtype};
 }
 
