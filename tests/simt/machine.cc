@@ -203,7 +203,7 @@ static thread *next_ready(machine *m)
 
 static void report_deadlock(machine *m)
 {
-    std::string text;
+    std::string text, before;
     const thread *first = nullptr;
     int told = 0, waiting = 0;
     for (block &b : m->blocks)
@@ -211,8 +211,9 @@ static void report_deadlock(machine *m)
             if (t.state != THREAD_WAITING) continue;
             waiting++;
             if (!first) first = &t;
-            bool fresh = told == 0 || (t.number > 0 && (b.threads[t.number - 1].waits_for != t.waits_for ||
-                                                        b.threads[t.number - 1].detail != t.detail));
+            const std::string what = std::string(t.waits_for) + ": " + t.detail.substr(0, 24);
+            const bool fresh = what != before;
+            before = what;
             if (!fresh || told >= 8) continue;
             told++;
             char line[200];
