@@ -45,7 +45,7 @@ static kn_status build_context(void *opaque)
 static kn_status run_forward(void *opaque)
 {
     dit_bench *d = opaque;
-    kn_status st = kn_dit_forward(d->dit, d->bench->stream, &d->arena, &d->sequence, 1);
+    kn_status st = kn_dit_forward(d->dit, d->bench->stream, &d->arena, &d->sequence, 1, NULL);
     return st == KN_OK ? kn_stream_synchronize(d->bench->stream) : st;
 }
 
@@ -103,7 +103,7 @@ static kn_status bench_size(dit_bench *d, const kn_repository *repository, int32
         kn_bench_row row = {.type = kn_bench_type_name(d->type), .bf16 = d->type == KN_BF16};
         const int64_t tokens = kn_sequence_rows(&d->sequence);
         d->sequence.context = &d->context[i];
-        const size_t workspace = kn_dit_workspace(d->dit, &d->sequence, 1);
+        const size_t workspace = kn_dit_workspace(d->dit, &d->sequence, 1, NULL);
         KN_TRY(set_workspace(d, workspace));
         KN_TRY(kn_bench_time(&row, 1, b->settings->repeat, run_forward, d));
         row.flop = kn_dit_flop(d->config, &d->sequence, 1);

@@ -40,7 +40,7 @@ static kn_status run_decode(void *opaque)
     vae_bench *v = opaque;
     kn_vae_decoder *decoder = NULL;
     const int64_t plane = (int64_t)v->h * v->w;
-    KN_TRY(kn_vae_decoder_create(&decoder, v->vae, v->bench->stream, v->h, v->w));
+    KN_TRY(kn_vae_decoder_create(&decoder, v->vae, v->bench->stream, v->h, v->w, NULL));
     for (int32_t i = 0; i < v->t; i++)
         KN_TRY(kn_vae_decode(decoder, v->latent + i * plane, v->t * plane, true, count_frame, v));
     KN_TRY(kn_stream_synchronize(v->bench->stream));
@@ -64,7 +64,7 @@ static kn_status bench_clip(vae_bench *v, int32_t width, int32_t height, int32_t
         return kn_fail(KN_INVALID, "--size is %dx%d; the autoencoder needs %d pixels a side", width, height, factor);
     KN_TRY(kn_bench_random(b, &latent, (int64_t)v->config->z_dim * v->t * v->h * v->w, KN_F32));
     v->latent = latent;
-    KN_TRY(kn_vae_decoder_bytes(&decoder_bytes, v->vae, b->stream, v->h, v->w));
+    KN_TRY(kn_vae_decoder_bytes(&decoder_bytes, v->vae, b->stream, v->h, v->w, NULL));
     const uint64_t before = kn_bench_resident();
     v->resident = before;
     KN_TRY(kn_bench_time(&row, 0, repeat, run_decode, v));

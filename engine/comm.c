@@ -45,6 +45,11 @@ void kn_comm_destroy(kn_comm **comm)
 
 /* ---- groups ---- */
 
+kn_group kn_group_alone(void)
+{
+    return (kn_group){.size = 1};
+}
+
 kn_group kn_group_of(kn_comm *comm, uint32_t mask)
 {
     kn_group g = {.comm = comm, .index = -1};

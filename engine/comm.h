@@ -80,10 +80,7 @@ typedef struct kn_group {
     int32_t member[KN_COMM_RANKS_MAX]; /* ranks, ascending */
 } kn_group;
 
-static inline kn_group kn_group_alone(void)
-{
-    return (kn_group){.size = 1};
-}
+kn_group kn_group_alone(void);
 
 /* The ranks whose bit is set in `mask`. */
 kn_group kn_group_of(kn_comm *comm, uint32_t mask);

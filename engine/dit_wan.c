@@ -20,6 +20,7 @@
 #include "base/mem.h"
 #include "engine/loader.h"
 #include "engine/pack.h"
+#include "engine/split.h"
 
 enum {
     FFN_CHUNK_ROWS = 4096, /* the widest activation exists for this many rows at a time */
@@ -228,7 +229,7 @@ void kn_dit_destroy(kn_dit **handle)
     *handle = NULL;
 }
 
-/* ---- operators, spelled for this file ---- */
+/* ---- operators, spelled for this file; a rank may have no rows ---- */
 
 static kn_matrix matrix(void *data, int64_t rows, int64_t cols, kn_dtype dtype)
 {
@@ -250,6 +251,7 @@ static kn_matrix take(kn_arena *arena, int64_t rows, int64_t cols, kn_dtype dtyp
 static kn_status linear(const kn_dit *dit, kn_stream *s, kn_matrix out, kn_matrix a, const kn_linear *w,
                         kn_activation activation)
 {
+    if (a.rows == 0) return KN_OK;
     return dit->ops->gemm(s,
                           &(kn_gemm_args){.out = out, .a = a, .w = &w->w, .bias = w->bias, .activation = activation});
 }
@@ -258,6 +260,7 @@ static kn_status linear(const kn_dit *dit, kn_stream *s, kn_matrix out, kn_matri
 static kn_status linear_add(const kn_dit *dit, kn_stream *s, kn_matrix x, kn_matrix a, const kn_linear *w,
                             kn_row_table gate)
 {
+    if (a.rows == 0) return KN_OK;
     return dit->ops->gemm(s,
                           &(kn_gemm_args){.out = x, .a = a, .w = &w->w, .bias = w->bias, .residual = x, .gate = gate});
 }
@@ -266,6 +269,7 @@ static kn_status rms(const kn_dit *dit, kn_stream *s, kn_matrix x, const float *
 {
     kn_rope rope = dit->rope;
     rope.positions = positions;
+    if (x.rows == 0) return KN_OK;
     return dit->ops->rmsnorm(
         s, &(kn_rmsnorm_args){.out = x, .x = x, .weight = weight, .eps = (float)dit->config.eps, .rope = rope});
 }
@@ -347,39 +351,45 @@ fail:
  * follow each other, so their buffers share memory. */
 typedef struct buffers {
     kn_pack pack;
+    kn_split split;
     int32_t *row_sequence;                               /* [S] */
     kn_position *positions;                              /* [S] */
-    kn_matrix patches;                                   /* [S, 4 C] */
+    kn_matrix patches;                                   /* [whole S, 4 C] */
     kn_matrix x, y;                                      /* [S, D] */
     kn_matrix sinusoid, time_hidden, temb, temb_silu, e; /* [n, ...] */
     kn_matrix modulation;                                /* [n, 6 D] of one block, or [n, 2 D] of the output */
     kn_matrix q, k, v;                                   /* [S, D] */
+    kn_matrix whole_q, whole_k, whole_v, whole_y;        /* [whole S, heads here]; undivided: q, k, v, y themselves */
     void *self_workspace;
     kn_matrix cross_q;              /* [S, D] */
     kn_matrix context_k, context_v; /* [context rows, D] */
     void *cross_workspace;
     kn_matrix hidden; /* [FFN_CHUNK_ROWS, F] */
     kn_matrix out;    /* [S, 4 C_out] f32 */
+    kn_matrix all;    /* [S of all sequences of all ranks, 4 C_out] f32; undivided: out itself */
 } buffers;
 
 static kn_attention_args self_attention(const kn_dit *dit, const buffers *b)
 {
-    return (kn_attention_args){.out = b->y,
-                               .q = b->q,
-                               .k = b->k,
-                               .v = b->v,
-                               .heads = dit->config.num_attention_heads,
+    return (kn_attention_args){.out = b->whole_y,
+                               .q = b->whole_q,
+                               .k = b->whole_k,
+                               .v = b->whole_v,
+                               .heads = (int32_t)b->split.heads.count,
                                .head_dim = dit->config.attention_head_dim,
                                .scale = 1.0f / sqrtf((float)dit->config.attention_head_dim),
                                .sequences = b->pack.sequences,
-                               .q_offsets = b->pack.row_offsets,
-                               .k_offsets = b->pack.row_offsets,
+                               .q_offsets = b->pack.whole_offsets,
+                               .k_offsets = b->pack.whole_offsets,
                                .workspace = b->self_workspace};
 }
 
 static kn_attention_args cross_attention(const kn_dit *dit, const buffers *b)
 {
     kn_attention_args args = self_attention(dit, b);
+    args.out = b->y;
+    args.heads = dit->config.num_attention_heads;
+    args.q_offsets = b->pack.row_offsets;
     args.q = b->cross_q;
     args.k = b->context_k;
     args.v = b->context_v;
@@ -389,11 +399,28 @@ static kn_attention_args cross_attention(const kn_dit *dit, const buffers *b)
     return args;
 }
 
-static buffers lay_out(const kn_dit *dit, kn_arena *arena, const kn_pack *pack)
+/* Queries, keys and values by heads, where ranks share the rows. */
+static void lay_out_whole(const kn_dit *dit, kn_arena *arena, buffers *b)
+{
+    kn_matrix *const whole[] = {&b->whole_q, &b->whole_k, &b->whole_v, &b->whole_y};
+    const kn_matrix rows[] = {b->q, b->k, b->v, b->y};
+    for (int i = 0; i < 4; i++)
+        *whole[i] = b->split.rows.size == 1 ? rows[i]
+                                            : take(arena, b->pack.whole_rows,
+                                                   b->split.heads.count * dit->config.attention_head_dim, dit->act);
+}
+
+static size_t attention_bytes(const kn_dit *dit, const kn_attention_args *args)
+{
+    return args->heads > 0 ? dit->ops->attention_workspace(args) : 0;
+}
+
+/* all_rows: of every sequence of every rank. */
+static buffers lay_out(const kn_dit *dit, kn_arena *arena, const kn_pack *pack, const kn_split *split, int64_t all_rows)
 {
     const kn_wan_dit_config *c = &dit->config;
     const int64_t s = pack->rows, d = dit->dim, n = pack->sequences;
-    buffers b = {.pack = *pack};
+    buffers b = {.pack = *pack, .split = *split};
     b.row_sequence = kn_arena_take(arena, (size_t)s * sizeof *b.row_sequence);
     b.positions = kn_arena_take(arena, (size_t)s * sizeof *b.positions);
     b.x = take(arena, s, d, dit->act);
@@ -406,33 +433,60 @@ static buffers lay_out(const kn_dit *dit, kn_arena *arena, const kn_pack *pack)
     b.modulation = take(arena, n, MODULATION_ROWS * d, KN_F32);
 
     const size_t shared = kn_arena_mark(arena);
-    b.patches = take(arena, s, c->in_channels * 4, dit->act);
+    b.patches = take(arena, pack->whole_rows, c->in_channels * 4, dit->act);
     kn_arena_reset(arena, shared);
     b.q = take(arena, s, d, dit->act);
     b.k = take(arena, s, d, dit->act);
     b.v = take(arena, s, d, dit->act);
+    lay_out_whole(dit, arena, &b);
     kn_attention_args args = self_attention(dit, &b);
-    b.self_workspace = kn_arena_take(arena, dit->ops->attention_workspace(&args));
+    b.self_workspace = kn_arena_take(arena, attention_bytes(dit, &args));
     kn_arena_reset(arena, shared);
     b.cross_q = take(arena, s, d, dit->act);
     b.context_k = take(arena, pack->context_rows, d, dit->act);
     b.context_v = take(arena, pack->context_rows, d, dit->act);
     args = cross_attention(dit, &b);
-    b.cross_workspace = kn_arena_take(arena, dit->ops->attention_workspace(&args));
+    b.cross_workspace = kn_arena_take(arena, attention_bytes(dit, &args));
     kn_arena_reset(arena, shared);
     b.hidden = take(arena, s < FFN_CHUNK_ROWS ? s : FFN_CHUNK_ROWS, c->ffn_dim, dit->act);
     kn_arena_reset(arena, shared);
     b.out = take(arena, s, c->out_channels * 4, KN_F32);
+    b.all = kn_split_is_whole(split) ? b.out : take(arena, all_rows, c->out_channels * 4, KN_F32);
     return b;
 }
 
-size_t kn_dit_workspace(const kn_dit *dit, const kn_dit_sequence *sequences, int32_t count)
+/* How this rank's part of a forward looks. */
+static kn_status plan(const kn_dit *dit, const kn_dit_sequence *sequences, int32_t count, const kn_group *group,
+                      kn_split *split, kn_pack *pack, int64_t *all_rows)
+{
+    kn_dit_sequence mine[KN_PACK_SEQUENCES_MAX];
+    kn_status st = kn_pack_build(pack, sequences, count, NULL); /* checks all of them */
+    if (st != KN_OK) return st;
+    *all_rows = pack->rows;
+    *split = kn_split_of(group, sequences, count, dit->config.num_attention_heads,
+                         (size_t)dit->config.attention_head_dim * kn_dtype_bytes(dit->act));
+    if (kn_split_is_whole(split)) return KN_OK;
+    return kn_pack_build(pack, mine, kn_split_select(split, sequences, count, mine), &split->rows);
+}
+
+size_t kn_dit_workspace(const kn_dit *dit, const kn_dit_sequence *sequences, int32_t count, const kn_group *group)
 {
     kn_arena arena = {0};
     kn_pack pack;
-    if (kn_pack_build(&pack, sequences, count) != KN_OK) return 0;
-    lay_out(dit, &arena, &pack);
+    kn_split split;
+    int64_t all_rows;
+    if (plan(dit, sequences, count, group, &split, &pack, &all_rows) != KN_OK) return 0;
+    lay_out(dit, &arena, &pack, &split, all_rows);
     return arena.peak + KN_ARENA_ALIGN;
+}
+
+uint64_t kn_dit_exchanged(const kn_dit *dit, const kn_dit_sequence *sequences, int32_t count, const kn_group *group)
+{
+    kn_pack pack;
+    kn_split split;
+    int64_t all_rows;
+    if (plan(dit, sequences, count, group, &split, &pack, &all_rows) != KN_OK) return 0;
+    return kn_split_bytes(&split, &pack, dit->config.num_layers, dit->dim, dit->act, dit->config.out_channels);
 }
 
 static kn_row_table table_of(const buffers *b, int row, int64_t d)
@@ -444,6 +498,7 @@ static kn_row_table table_of(const buffers *b, int row, int64_t d)
 
 static kn_status modulated_norm(const kn_dit *dit, kn_stream *s, const buffers *b, int shift, int scale)
 {
+    if (b->x.rows == 0) return KN_OK;
     return dit->ops->layernorm(s, &(kn_layernorm_args){.out = b->y,
                                                        .x = b->x,
                                                        .eps = (float)dit->config.eps,
@@ -463,12 +518,14 @@ fail:
     return st;
 }
 
+/* Patches are made of whole sequences, they cost nothing; of them this rank's rows are embedded. */
 static kn_status embed_patches(const kn_dit *dit, kn_stream *s, const buffers *b, const kn_dit_sequence *sequences)
 {
     kn_status st = KN_OK;
-    for (int i = 0; i < b->pack.sequences; i++) {
+    const kn_pack *pack = &b->pack;
+    for (int i = 0; i < pack->sequences; i++) {
         const kn_dit_sequence *q = &sequences[i];
-        kn_matrix rows = rows_of(b->patches, b->pack.row_offsets[i], kn_sequence_rows(q));
+        kn_matrix rows = rows_of(b->patches, pack->whole_offsets[i], kn_sequence_rows(q));
         KN_TRY(dit->ops->patchify(s, &(kn_patchify_args){.out = rows,
                                                          .latent = q->latent,
                                                          .channels = dit->config.in_channels,
@@ -476,7 +533,24 @@ static kn_status embed_patches(const kn_dit *dit, kn_stream *s, const buffers *b
                                                          .h = q->h,
                                                          .w = q->w}));
     }
-    KN_TRY(linear(dit, s, b->x, b->patches, &dit->patch, KN_ACT_NONE));
+    if (pack->rows == pack->whole_rows) return linear(dit, s, b->x, b->patches, &dit->patch, KN_ACT_NONE);
+    for (int i = 0; i < pack->sequences; i++) {
+        const int64_t rows = pack->row_offsets[i + 1] - pack->row_offsets[i];
+        KN_TRY(linear(dit, s, rows_of(b->x, pack->row_offsets[i], rows),
+                      rows_of(b->patches, pack->whole_offsets[i] + pack->first[i], rows), &dit->patch, KN_ACT_NONE));
+    }
+fail:
+    return st;
+}
+
+/* One of q, k, v from y. Where rows are shared, its exchange starts while the next one is computed. */
+static kn_status project(const kn_dit *dit, kn_stream *s, const buffers *b, kn_matrix out, const kn_linear *w,
+                         const float *norm, kn_matrix whole)
+{
+    kn_status st = KN_OK;
+    KN_TRY(linear(dit, s, out, b->y, w, KN_ACT_NONE));
+    if (norm) KN_TRY(rms(dit, s, out, norm, b->positions)); /* over all heads together, before they are split */
+    if (b->split.rows.size > 1) KN_TRY(kn_split_to_heads(&b->split, &b->pack, out, whole));
 fail:
     return st;
 }
@@ -484,14 +558,18 @@ fail:
 static kn_status self_attention_part(const kn_dit *dit, kn_stream *s, const buffers *b, const attention_weights *w)
 {
     kn_status st = KN_OK;
+    const bool shared = b->split.rows.size > 1;
     KN_TRY(modulated_norm(dit, s, b, 0, 1));
-    KN_TRY(linear(dit, s, b->q, b->y, &w->q, KN_ACT_NONE));
-    KN_TRY(linear(dit, s, b->k, b->y, &w->k, KN_ACT_NONE));
-    KN_TRY(linear(dit, s, b->v, b->y, &w->v, KN_ACT_NONE));
-    KN_TRY(rms(dit, s, b->q, w->norm_q, b->positions)); /* over all heads together, before they are split */
-    KN_TRY(rms(dit, s, b->k, w->norm_k, b->positions));
+    KN_TRY(project(dit, s, b, b->q, &w->q, w->norm_q, b->whole_q));
+    KN_TRY(project(dit, s, b, b->k, &w->k, w->norm_k, b->whole_k));
+    KN_TRY(project(dit, s, b, b->v, &w->v, NULL, b->whole_v));
+    if (shared) KN_TRY(kn_comm_finish(b->split.all.comm));
     const kn_attention_args args = self_attention(dit, b);
-    KN_TRY(dit->ops->attention(s, &args));
+    if (args.heads > 0) KN_TRY(dit->ops->attention(s, &args));
+    if (shared) {
+        KN_TRY(kn_split_to_rows(&b->split, &b->pack, b->whole_y, b->y));
+        KN_TRY(kn_comm_finish(b->split.all.comm));
+    }
     KN_TRY(linear_add(dit, s, b->x, b->y, &w->out, table_of(b, 2, dit->dim)));
 fail:
     return st;
@@ -501,6 +579,7 @@ static kn_status cross_attention_part(const kn_dit *dit, kn_stream *s, const buf
                                       const kn_dit_sequence *sequences, int layer)
 {
     kn_status st = KN_OK;
+    if (b->x.rows == 0) return KN_OK;
     for (int i = 0; i < b->pack.sequences; i++) {
         const kn_dit_context *context = sequences[i].context;
         const kn_matrix k = context_matrix(dit, context, layer, 0), v = context_matrix(dit, context, layer, 1);
@@ -543,7 +622,9 @@ fail:
     return st;
 }
 
-static kn_status write_velocity(const kn_dit *dit, kn_stream *s, buffers *b, const kn_dit_sequence *sequences)
+/* sequences: of the whole forward; every rank writes every velocity. */
+static kn_status write_velocity(const kn_dit *dit, kn_stream *s, buffers *b, const kn_dit_sequence *sequences,
+                                int32_t count)
 {
     kn_status st = KN_OK;
     const int64_t d = dit->dim;
@@ -556,47 +637,54 @@ static kn_status write_velocity(const kn_dit *dit, kn_stream *s, buffers *b, con
     }
     KN_TRY(modulated_norm(dit, s, b, 0, 1));
     KN_TRY(linear(dit, s, b->out, b->y, &dit->proj_out, KN_ACT_NONE));
-    for (int i = 0; i < b->pack.sequences; i++) {
+    if (!kn_split_is_whole(&b->split)) KN_TRY(kn_split_gather(&b->split, &b->pack, sequences, count, b->out, b->all));
+    int64_t first = 0;
+    for (int i = 0; i < count; i++) {
         const kn_dit_sequence *q = &sequences[i];
-        KN_TRY(dit->ops->unpatchify(
-            s, &(kn_unpatchify_args){.latent = q->velocity,
-                                     .x = rows_of(b->out, b->pack.row_offsets[i], kn_sequence_rows(q)),
-                                     .channels = dit->config.out_channels,
-                                     .t = q->t,
-                                     .h = q->h,
-                                     .w = q->w}));
+        const int64_t rows = kn_sequence_rows(q);
+        KN_TRY(dit->ops->unpatchify(s, &(kn_unpatchify_args){.latent = q->velocity,
+                                                             .x = rows_of(b->all, first, rows),
+                                                             .channels = dit->config.out_channels,
+                                                             .t = q->t,
+                                                             .h = q->h,
+                                                             .w = q->w}));
+        first += rows;
     }
 fail:
     return st;
 }
 
 kn_status kn_dit_forward(kn_dit *dit, kn_stream *stream, kn_arena *arena, const kn_dit_sequence *sequences,
-                         int32_t count)
+                         int32_t count, const kn_group *group)
 {
     kn_status st = KN_OK;
     kn_pack pack;
+    kn_split split;
+    int64_t all_rows;
+    kn_dit_sequence mine[KN_PACK_SEQUENCES_MAX];
     const size_t mark = kn_arena_mark(arena);
-    KN_REQUIRE(dit->memory);
-    KN_TRY(kn_pack_build(&pack, sequences, count));
+    KN_REQUIRE(dit->memory && (!group || group->index >= 0));
+    KN_TRY(plan(dit, sequences, count, group, &split, &pack, &all_rows));
     for (int i = 0; i < count; i++) {
         int32_t longest = sequences[i].t;
         if (sequences[i].h / 2 > longest) longest = sequences[i].h / 2;
         if (sequences[i].w / 2 > longest) longest = sequences[i].w / 2;
         KN_REQUIRE(longest <= dit->config.rope_max_seq_len);
     }
-    buffers b = lay_out(dit, arena, &pack);
+    kn_split_select(&split, sequences, count, mine);
+    buffers b = lay_out(dit, arena, &pack, &split, all_rows);
     KN_REQUIRE(!kn_arena_overflowed(arena));
-    KN_TRY(kn_pack_rows(&pack, sequences, stream, b.row_sequence, b.positions));
+    KN_TRY(kn_pack_rows(&pack, mine, stream, b.row_sequence, b.positions));
     KN_TRY(embed_time(dit, stream, &b));
-    KN_TRY(embed_patches(dit, stream, &b, sequences));
+    KN_TRY(embed_patches(dit, stream, &b, mine));
     for (int i = 0; i < dit->config.num_layers; i++) {
         const block_weights *w = &dit->blocks[i];
         KN_TRY(dit->ops->add_table(stream, &(kn_add_table_args){.out = b.modulation, .x = b.e, .table = w->table}));
         KN_TRY(self_attention_part(dit, stream, &b, &w->self));
-        KN_TRY(cross_attention_part(dit, stream, &b, w, sequences, i));
+        KN_TRY(cross_attention_part(dit, stream, &b, w, mine, i));
         KN_TRY(ffn_part(dit, stream, &b, w));
     }
-    KN_TRY(write_velocity(dit, stream, &b, sequences));
+    KN_TRY(write_velocity(dit, stream, &b, sequences, count));
 fail:
     kn_arena_reset(arena, mark);
     return st;

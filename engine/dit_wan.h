@@ -11,6 +11,7 @@
 #define KN_ENGINE_DIT_WAN_H
 
 #include "base/arena.h"
+#include "engine/comm.h"
 #include "engine/repository.h"
 #include "engine/weights.h"
 #include "kernels/device.h"
@@ -59,10 +60,15 @@ typedef struct kn_dit_sequence {
     float *velocity;     /* [out_channels, t, h, w] device; written */
 } kn_dit_sequence;
 
-/* One forward. Everything temporary comes from the arena (kn_dit_workspace); the arena's mark is restored. */
+/* One forward. Everything temporary comes from the arena (kn_dit_workspace); the arena's mark is restored. With a group
+ * of several ranks every member calls this with the same sequences, and has all velocities afterwards (engine/split.h);
+ * NULL: alone. */
 kn_status kn_dit_forward(kn_dit *dit, kn_stream *stream, kn_arena *arena, const kn_dit_sequence *sequences,
-                         int32_t count);
-size_t kn_dit_workspace(const kn_dit *dit, const kn_dit_sequence *sequences, int32_t count);
+                         int32_t count, const kn_group *group);
+size_t kn_dit_workspace(const kn_dit *dit, const kn_dit_sequence *sequences, int32_t count, const kn_group *group);
+
+/* Bytes this rank sends to others in such a forward: the formula of engine/split.h. */
+uint64_t kn_dit_exchanged(const kn_dit *dit, const kn_dit_sequence *sequences, int32_t count, const kn_group *group);
 
 /* Floating-point operations of a forward, multiply and add counted separately (models with constant padding
  * rows collapsed). */

@@ -23,8 +23,9 @@ struct kn_generation {
     int64_t elements; /* of one latent tensor */
     int32_t branches; /* 2 with guidance */
     bool text_done;
-    int32_t step;    /* denoise steps done */
-    int32_t decoded; /* latent frames decoded */
+    int32_t step;      /* denoise steps done */
+    int32_t decoded;   /* latent frames decoded */
+    int64_t delivered; /* video frames the sink has been given */
     bool finished;
 
     void *memory;
@@ -266,8 +267,11 @@ static kn_status step_text(kn_generation *const *gs, int32_t count)
     KN_TRY(kn_model_workspace(model, text_bytes(model, pack.offsets, pack.sequences), &arena));
     kn_matrix rows = {.rows = pack.offsets[pack.sequences], .cols = d, .stride = d, .dtype = KN_F32};
     rows.data = kn_arena_take(&arena, (size_t)(rows.rows * d) * sizeof(float));
-    KN_TRY(kn_umt5_encode(kn_model_text(model), kn_model_stream(model), &arena, pack.ids, pack.offsets, pack.sequences,
-                          rows));
+    const kn_group *group = kn_model_group(model);
+    if (group->index == 0)
+        KN_TRY(kn_umt5_encode(kn_model_text(model), kn_model_stream(model), &arena, pack.ids, pack.offsets,
+                              pack.sequences, rows));
+    KN_TRY(kn_group_broadcast(group, 0, rows.data, (size_t)(rows.rows * d) * sizeof(float)));
     KN_TRY(kn_model_prepare(model, KN_TRANSFORMER));
     for (int i = 0, s = 0; i < count; i++)
         for (int b = 0; b < gs[i]->branches; b++, s++) {
@@ -344,10 +348,11 @@ static kn_status step_denoise(kn_generation *const *gs, int32_t count)
     kn_status st = KN_OK;
     kn_model *model = gs[0]->model;
     kn_dit_sequence sequences[KN_PACK_SEQUENCES_MAX];
+    const kn_group *group = kn_model_group(model);
     const int32_t n = gather_sequences(gs, count, sequences);
     kn_arena arena;
-    KN_TRY(kn_model_workspace(model, kn_dit_workspace(kn_model_dit(model), sequences, n), &arena));
-    KN_TRY(kn_dit_forward(kn_model_dit(model), kn_model_stream(model), &arena, sequences, n));
+    KN_TRY(kn_model_workspace(model, kn_dit_workspace(kn_model_dit(model), sequences, n, group), &arena));
+    KN_TRY(kn_dit_forward(kn_model_dit(model), kn_model_stream(model), &arena, sequences, n, group));
     for (int i = 0; i < count; i++) {
         kn_generation *g = gs[i];
         for (int b = 0; b < g->branches; b++)
@@ -391,6 +396,7 @@ static kn_status deliver(void *context, int64_t index, const float *planes)
     kn_status st = KN_OK;
     kn_generation *g = context;
     kn_stream *stream = kn_model_stream(g->model);
+    if (index < g->delivered) return KN_OK; /* decoding began again */
     if (g->host_planes) {
         const size_t bytes = (size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float);
         KN_TRY(kn_stream_download(stream, g->host_planes, planes, bytes));
@@ -398,6 +404,7 @@ static kn_status deliver(void *context, int64_t index, const float *planes)
         planes = g->host_planes;
     }
     KN_TRY(g->sink.frame(g->sink.context, index, planes));
+    g->delivered = index + 1;
 fail:
     return st;
 }
@@ -409,8 +416,8 @@ static kn_status open_decoder(kn_generation *g)
     kn_model_workspace_release(g->model);
     KN_TRY(check_latents(g));
     KN_TRY(kn_model_prepare(g->model, KN_VAE));
-    KN_TRY(
-        kn_vae_decoder_create(&g->decoder, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w));
+    KN_TRY(kn_vae_decoder_create(&g->decoder, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w,
+                                 kn_model_group(g->model)));
     kn_device_describe(g->device, &info);
     if (!info.host_memory) {
         g->host_planes = kn_alloc((size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float));
@@ -433,7 +440,7 @@ fail:
 
 static kn_status step_finish(kn_generation *g)
 {
-    kn_status st = g->sink.finish(g->sink.context);
+    kn_status st = kn_model_group(g->model)->index == 0 ? g->sink.finish(g->sink.context) : KN_OK;
     if (st == KN_OK) g->finished = true;
     return st;
 }
@@ -570,6 +577,60 @@ fail:
     return st;
 }
 
+/* ---- several ranks ---- */
+
+void kn_generation_rewind(kn_generation *g)
+{
+    free_decoder(g);
+    g->decoded = 0;
+}
+
+/* Where a generation is, as one rank tells the others. */
+typedef struct position {
+    int32_t step, text_done, context_rows[BRANCHES];
+    float tail_log_weight[BRANCHES];
+} position;
+
+static kn_status share_context(kn_generation *g, const kn_group *group, int32_t root, const position *at, int branch)
+{
+    kn_status st = KN_OK;
+    const int32_t rows = at->context_rows[branch];
+    const size_t bytes = kn_dit_context_bytes(kn_model_dit(g->model), rows - 1); /* the last row pads */
+    if (!g->context_memory[branch]) KN_TRY(kn_device_alloc(g->device, &g->context_memory[branch], bytes));
+    KN_TRY(kn_group_broadcast(group, root, g->context_memory[branch], bytes));
+    g->context[branch] = (kn_dit_context){
+        .memory = g->context_memory[branch], .rows = rows, .tail_log_weight = at->tail_log_weight[branch]};
+fail:
+    return st;
+}
+
+kn_status kn_generation_share(kn_generation *g, const kn_group *group, int32_t root)
+{
+    kn_status st = KN_OK;
+    position at = {.step = g->step, .text_done = g->text_done};
+    const float *tensors[4];
+    for (int b = 0; b < g->branches; b++) {
+        at.context_rows[b] = g->context[b].rows;
+        at.tail_log_weight[b] = g->context[b].tail_log_weight;
+    }
+    KN_TRY(kn_group_message(group, root, &at, sizeof at));
+    KN_REQUIRE(at.step >= 0 && at.step <= g->schedule.steps);
+    kn_generation_rewind(g);
+    g->step = at.step;
+    state_tensors(g, tensors);
+    for (int i = 0; i < 4; i++)
+        if (tensors[i])
+            KN_TRY(kn_group_broadcast(group, root, (void *)(uintptr_t)tensors[i], (size_t)g->elements * sizeof(float)));
+    if (at.text_done && at.step < g->schedule.steps) { /* decoding needs no text */
+        KN_TRY(kn_model_prepare(g->model, KN_TRANSFORMER));
+        for (int b = 0; b < g->branches; b++) KN_TRY(share_context(g, group, root, &at, b));
+    }
+    g->text_done = at.text_done && at.step < g->schedule.steps;
+    KN_TRY(kn_stream_synchronize(kn_model_stream(g->model)));
+fail:
+    return st;
+}
+
 /* ---- preview and plan ---- */
 
 typedef struct preview {
@@ -594,7 +655,7 @@ kn_status kn_generation_preview(const kn_generation *g, float *planes)
     const float *estimate = g->schedule.kind == KN_SAMPLER_UNIPC ? g->m_prev : g->latents;
     preview p = {planes, (size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float), stream};
     KN_TRY(kn_model_prepare(g->model, KN_VAE));
-    KN_TRY(kn_vae_decoder_create(&decoder, kn_model_vae(g->model), stream, g->shape.h, g->shape.w));
+    KN_TRY(kn_vae_decoder_create(&decoder, kn_model_vae(g->model), stream, g->shape.h, g->shape.w, NULL));
     KN_TRY(kn_vae_decode(decoder, estimate, (int64_t)g->shape.t * g->shape.h * g->shape.w, true, keep_preview, &p));
     KN_TRY(kn_stream_synchronize(stream));
 fail:
@@ -642,7 +703,7 @@ kn_status kn_generation_bytes(const kn_model *model, const kn_request *request, 
     }
     plan->text_tokens = pack.offsets[g.branches];
     plan->text_workspace = text_bytes(model, pack.offsets, g.branches);
-    plan->denoise_workspace = kn_dit_workspace(dit, sequences, g.branches);
+    plan->denoise_workspace = kn_dit_workspace(dit, sequences, g.branches, kn_model_group(model));
 fail:
     return st;
 }

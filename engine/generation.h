@@ -36,6 +36,12 @@ typedef struct kn_slice {
 
 const char *kn_slice_name(kn_slice_kind kind); /* "text", "denoise", "decode", "mux", "done" */
 
+/* On several ranks (kn_model_set_group) each has a generation of the same request, and all run the same slices. All
+ * hold the whole state after every slice, so any of them can go on without the others. Frames and the end of the file
+ * come to the sink of the group's first member alone; that of the others may be empty. A slice that fails with
+ * KN_UNAVAILABLE because a rank was lost leaves the state of the slice before: set another group, bring new ranks up to
+ * date (kn_generation_share) and run it again. */
+
 /* Where frames go. planes: host memory, [3, height, width] f32 in 0..1, red first, valid during the call. */
 typedef struct kn_frame_sink {
     void *context;
@@ -78,6 +84,15 @@ kn_status kn_generation_saved_request(kn_request *out, const char *path);
  * tier: the bytes would differ. */
 kn_status kn_generation_resume(kn_generation **out, kn_model *model, const char *path, const kn_frame_sink *sink,
                                const kn_tensor_tap *tap);
+
+/* Brings every member of `group` to the state that its member `root` has: what a new rank needs, and nothing that the
+ * ranks before need again. Called by all of them. Decoding begins again at the first frame, and what the sink was given
+ * already is not given twice. */
+kn_status kn_generation_share(kn_generation *generation, const kn_group *group, int32_t root);
+
+/* Decoding begins again at the first frame, under the model's present group; the sink misses and repeats nothing. To
+ * be called on every rank when the group changes after the first decode slice. */
+void kn_generation_rewind(kn_generation *generation);
 
 /* A look at what is coming: the first video frame of the current estimate of the clean latents, into host memory
  * [3, height, width]. After at least one denoise step. Allocates a decoder for the length of the call. */

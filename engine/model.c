@@ -31,6 +31,7 @@ struct kn_model {
     kn_umt5 *text;
     kn_dit *dit;
     kn_vae *vae;
+    kn_group group;
     void *workspace;
     size_t workspace_bytes;
     char fingerprint[FINGERPRINT_BYTES];
@@ -103,6 +104,7 @@ kn_status kn_model_open(kn_model **out, const kn_model_params *params)
     kn_model *m = kn_alloc(sizeof *m);
     if (!m) return KN_NOMEM;
     m->device = params->device;
+    m->group = kn_group_alone();
     m->compute[KN_TEXT_ENCODER] = m->compute[KN_TRANSFORMER] = resolve_precision(m->device, params->precision);
     m->compute[KN_VAE] = params->vae_precision == KN_PRECISION_BFLOAT16 ? KN_BF16 : KN_F32;
     if (params->preset)
@@ -194,6 +196,17 @@ kn_vae *kn_model_vae(const kn_model *m)
     return m->vae;
 }
 
+void kn_model_set_group(kn_model *m, const kn_group *group)
+{
+    m->group = group ? *group : kn_group_alone();
+    memset(m->decoder_sizes, 0, sizeof m->decoder_sizes); /* a share is smaller */
+}
+
+const kn_group *kn_model_group(const kn_model *m)
+{
+    return &m->group;
+}
+
 const char *kn_model_fingerprint(const kn_model *m)
 {
     return m->fingerprint;
@@ -230,7 +243,7 @@ static kn_status decoder_bytes(kn_model *m, int32_t h, int32_t w, size_t *out)
             *out = m->decoder_sizes[i].bytes;
             return KN_OK;
         }
-    const kn_status st = kn_vae_decoder_bytes(out, m->vae, m->stream, h, w);
+    const kn_status st = kn_vae_decoder_bytes(out, m->vae, m->stream, h, w, &m->group);
     if (st != KN_OK) return st;
     m->decoder_sizes[m->next_decoder_size] = (decoder_size){.h = h, .w = w, .bytes = *out};
     m->next_decoder_size = (m->next_decoder_size + 1) % DECODER_SIZES;

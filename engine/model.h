@@ -48,6 +48,11 @@ kn_umt5 *kn_model_text(const kn_model *model);
 kn_dit *kn_model_dit(const kn_model *model);
 kn_vae *kn_model_vae(const kn_model *model);
 
+/* The ranks that share every following slice of this model's generations (engine/comm.h); the same on each of them,
+ * between two slices. NULL: this process alone, as in the beginning. Copied; its communicator is the caller's. */
+void kn_model_set_group(kn_model *model, const kn_group *group);
+const kn_group *kn_model_group(const kn_model *model);
+
 /* Identifies what decides a generation's bytes: tensors (names, shapes, a sample of their values), sampler settings,
  * precision, device tier, this version. One short line. */
 const char *kn_model_fingerprint(const kn_model *model);

@@ -12,8 +12,10 @@ enum { SIZING_FRAMES = 6 };
 struct kn_vae_decoder {
     kn_vae *vae;
     kn_vae_run run;
-    int32_t h, w;
+    int32_t h, w;       /* of this rank's rows; h is 0 for a rank without any */
+    int32_t whole_h;    /* of the latent */
     float *planes;      /* [3, height, width] of the frame just made */
+    float *whole;       /* the same of the whole picture, on the first of several ranks */
     float *taps;        /* [KN_VAE_TAPS, taps_count] of the last frames, frame t at t % KN_VAE_TAPS */
     int64_t taps_count; /* KN_VAE_TAPS * 3 * height * width */
     int64_t frames;     /* made so far */
@@ -33,6 +35,37 @@ static kn_status combine_taps(kn_vae_decoder *d)
         args.coefficient[args.terms++] = 1.0f;
     }
     return d->vae->ops->lincomb(d->run.stream, &args);
+}
+
+/* Every rank's rows of the planes into the first rank's whole ones. */
+static kn_status gather_planes(kn_vae_decoder *d)
+{
+    const kn_group *g = &d->run.group;
+    const size_t pixel_rows = (size_t)kn_vae_spatial_factor(&d->vae->config);
+    const size_t line = pixel_rows * (size_t)d->w * sizeof(float) * pixel_rows; /* of one latent row */
+    const size_t plane = (size_t)d->whole_h * line, own = (size_t)d->h * line;
+    const kn_comm_block send = {
+        .data = d->planes, .rows = KN_VAE_PIXEL_CHANNELS, .row_bytes = own, .stride = own, .peer = g->member[0]};
+    kn_comm_block receive[KN_COMM_RANKS_MAX];
+    for (int32_t i = 0; g->index == 0 && i < g->size; i++) {
+        const kn_share r = kn_share_of(d->whole_h, g->size, i);
+        receive[i] = (kn_comm_block){.data = (char *)d->whole + (size_t)r.first * line,
+                                     .rows = KN_VAE_PIXEL_CHANNELS,
+                                     .row_bytes = (size_t)r.count * line,
+                                     .stride = plane,
+                                     .peer = g->member[i]};
+    }
+    kn_status st = kn_comm_start(g->comm, KN_COMM_GATHER, &send, 1, receive, g->index == 0 ? g->size : 0);
+    return st == KN_OK ? kn_comm_finish(g->comm) : st;
+}
+
+static kn_status hand_on(kn_vae_decoder *d)
+{
+    kn_status st = KN_OK;
+    if (d->run.group.size > 1) KN_TRY(gather_planes(d));
+    if (d->run.group.index == 0) KN_TRY(d->frame(d->context, d->frames, d->run.group.size > 1 ? d->whole : d->planes));
+fail:
+    return st;
 }
 
 static kn_status emit(kn_vae_decoder *d, kn_frame *x)
@@ -56,7 +89,7 @@ static kn_status emit(kn_vae_decoder *d, kn_frame *x)
                                                                               .scale = out->scale,
                                                                               .shift = out->shift}));
         KN_TRY(combine_taps(d));
-        KN_TRY(d->frame(d->context, d->frames, d->planes));
+        KN_TRY(hand_on(d));
     }
     d->frames++;
     kn_frame_give(&run->pool, &taps);
@@ -110,6 +143,7 @@ kn_status kn_vae_decode(kn_vae_decoder *d, const float *latent, int64_t plane_st
     const kn_vae_network *net = &d->vae->decoder;
     const kn_wan_vae_config *c = &d->vae->config;
     kn_frame z = {0}, quantized = {0}, x = {0};
+    if (d->h == 0) return KN_OK;
     KN_REQUIRE(run->pool.dry || d->vae->memory);
     d->frame = frame;
     d->context = context;
@@ -117,7 +151,7 @@ kn_status kn_vae_decode(kn_vae_decoder *d, const float *latent, int64_t plane_st
     if (!run->pool.dry)
         KN_TRY(
             d->vae->ops->frame_pack(run->stream, &(kn_frame_pack_args){.out = z,
-                                                                       .planes = latent,
+                                                                       .planes = latent + run->rows.first * d->w,
                                                                        .plane_stride = plane_stride,
                                                                        .scale = normalized ? c->latents_std : NULL,
                                                                        .shift = normalized ? c->latents_mean : NULL}));
@@ -133,12 +167,16 @@ fail:
     return st;
 }
 
-static kn_status begin(kn_vae_decoder *d, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w)
+static kn_status begin(kn_vae_decoder *d, kn_vae *vae, kn_stream *stream, int32_t whole_h, int32_t w,
+                       const kn_group *group)
 {
-    KN_REQUIRE((vae->halves & KN_VAE_DECODER) && h > 0 && w > 0);
+    KN_REQUIRE((vae->halves & KN_VAE_DECODER) && whole_h > 0 && w > 0);
     const size_t factor = (size_t)kn_vae_spatial_factor(&vae->config);
+    kn_vae_run_share(&d->run, group, whole_h);
+    const int32_t h = (int32_t)d->run.rows.count;
     d->vae = vae;
     d->h = h;
+    d->whole_h = whole_h;
     d->w = w;
     d->run.vae = vae;
     d->run.stream = stream;
@@ -146,19 +184,22 @@ static kn_status begin(kn_vae_decoder *d, kn_vae *vae, kn_stream *stream, int32_
     d->taps_count = (int64_t)(KN_VAE_TAPS * KN_VAE_PIXEL_CHANNELS * pixels);
     d->planes = kn_arena_take(&d->run.pool.arena, KN_VAE_PIXEL_CHANNELS * pixels * sizeof *d->planes);
     d->taps = kn_arena_take(&d->run.pool.arena, KN_VAE_TAPS * (size_t)d->taps_count * sizeof *d->taps);
-    kn_vae_run_reserve(&d->run, &vae->decoder.middle.attention, h, w);
+    if (d->run.group.size > 1 && d->run.group.index == 0)
+        d->whole = kn_arena_take(&d->run.pool.arena, KN_VAE_PIXEL_CHANNELS * factor * factor * (size_t)whole_h *
+                                                         (size_t)w * sizeof *d->whole);
+    if (h > 0) kn_vae_run_reserve(&d->run, &vae->decoder.middle.attention, whole_h, w);
     return KN_OK;
 }
 
 /* Bytes and operations of decoding `latents` frames, without decoding them. */
 static kn_status dry_run(size_t *bytes, double *flop, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w,
-                         int64_t latents)
+                         const kn_group *group, int64_t latents)
 {
     kn_status st = KN_OK;
     kn_vae_decoder *d = kn_alloc(sizeof *d);
     if (!d) return KN_NOMEM;
     d->run.pool.dry = true;
-    KN_TRY(begin(d, vae, stream, h, w));
+    KN_TRY(begin(d, vae, stream, h, w, group));
     for (int64_t i = 0; i < latents; i++) KN_TRY(kn_vae_decode(d, NULL, 0, false, NULL, NULL));
     *bytes = d->run.pool.arena.peak;
     *flop = d->run.flop;
@@ -167,10 +208,10 @@ fail:
     return st;
 }
 
-kn_status kn_vae_decoder_bytes(size_t *out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w)
+kn_status kn_vae_decoder_bytes(size_t *out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w, const kn_group *group)
 {
     double flop;
-    kn_status st = dry_run(out, &flop, vae, stream, h, w, SIZING_FRAMES);
+    kn_status st = dry_run(out, &flop, vae, stream, h, w, group, SIZING_FRAMES);
     *out += sizeof(kn_vae_decoder);
     return st;
 }
@@ -179,22 +220,23 @@ double kn_vae_decode_flop(const kn_vae *vae, int64_t latent_frames, int32_t h, i
 {
     size_t bytes;
     double flop = 0.0;
-    dry_run(&bytes, &flop, (kn_vae *)(uintptr_t)vae, NULL, h, w, latent_frames);
+    dry_run(&bytes, &flop, (kn_vae *)(uintptr_t)vae, NULL, h, w, NULL, latent_frames);
     return flop;
 }
 
-kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w)
+kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w,
+                                const kn_group *group)
 {
     kn_status st = KN_OK;
     size_t bytes;
     double flop;
     kn_vae_decoder *d = kn_alloc(sizeof *d);
     if (!d) return KN_NOMEM;
-    KN_TRY(dry_run(&bytes, &flop, vae, stream, h, w, SIZING_FRAMES));
+    KN_TRY(dry_run(&bytes, &flop, vae, stream, h, w, group, SIZING_FRAMES));
     d->vae = vae;
-    KN_TRY(kn_device_alloc(vae->device, &d->memory, bytes));
+    KN_TRY(kn_device_alloc(vae->device, &d->memory, bytes + KN_ARENA_ALIGN)); /* none needed without rows */
     d->run.pool.arena = kn_arena_view(d->memory, bytes);
-    KN_TRY(begin(d, vae, stream, h, w));
+    KN_TRY(begin(d, vae, stream, h, w, group));
     *out = d;
     return KN_OK;
 fail:

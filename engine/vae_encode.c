@@ -129,6 +129,7 @@ static kn_status begin(kn_vae_encoder *e, kn_vae *vae, kn_stream *stream, int32_
     e->run.stream = stream;
     e->latent =
         kn_arena_take(&e->run.pool.arena, (size_t)vae->encoder.quant.out * (size_t)h * (size_t)w * sizeof *e->latent);
+    kn_vae_run_share(&e->run, NULL, h);
     kn_vae_run_reserve(&e->run, &vae->encoder.middle.attention, h, w);
     return KN_OK;
 }

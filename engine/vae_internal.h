@@ -102,7 +102,9 @@ typedef struct kn_vae_run {
     kn_frame_pool pool;
     kn_frame history[KN_VAE_HISTORIES_MAX][2]; /* older, newer; empty before the clip */
     int64_t seen[KN_VAE_STAGES_MAX];           /* frames each temporal resample has been given */
-    kn_matrix qkv;                             /* [h w, 3 channels] of the middle attention */
+    kn_matrix qkv;                             /* [h w, 3 channels] of the middle attention; h: of the whole picture */
+    kn_group group;                            /* ranks with rows of the picture */
+    kn_share rows;                             /* this rank's, of the latent's h */
     void *attention_workspace;
     double flop; /* of all convolutions and products so far */
 } kn_vae_run;
@@ -114,7 +116,10 @@ kn_status kn_vae_load_encoder(kn_loader *loader, kn_vae *vae);
 
 /* ---- running (vae_layers.c) ---- */
 
-/* Takes the middle attention's buffers for h x w pixels from the pool's arena. */
+/* Which rows of a latent h high are this rank's; none for a rank that is not needed. */
+void kn_vae_run_share(kn_vae_run *run, const kn_group *group, int32_t h);
+
+/* Takes the middle attention's buffers for whole pictures of h x w pixels from the pool's arena. */
 void kn_vae_run_reserve(kn_vae_run *run, const kn_vae_attention *attention, int32_t h, int32_t w);
 
 kn_status kn_vae_take(kn_vae_run *run, kn_frame *out, int32_t h, int32_t w, int32_t channels, kn_dtype dtype);

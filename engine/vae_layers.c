@@ -8,6 +8,28 @@ kn_status kn_vae_take(kn_vae_run *run, kn_frame *out, int32_t h, int32_t w, int3
     return kn_frame_take(&run->pool, out, h, w, channels, dtype, 1);
 }
 
+void kn_vae_run_share(kn_vae_run *run, const kn_group *group, int32_t h)
+{
+    run->group = group ? *group : kn_group_alone();
+    if (run->group.size > h) { /* a rank without rows has no neighbours */
+        const int32_t index = run->group.index;
+        run->group = kn_group_part(&run->group, 0, h, 1);
+        if (index >= h) return;
+    }
+    run->rows = kn_share_of(h, run->group.size, run->group.index);
+}
+
+/* Fills the border rows that neighbours have. The outer borders of the picture stay zero. */
+static kn_status meet_neighbours(kn_vae_run *run, const kn_frame *f)
+{
+    const size_t bytes = (size_t)f->row_stride * (size_t)f->channels * kn_dtype_bytes(f->dtype);
+    char *first = (char *)f->data - (size_t)f->border * (size_t)f->channels * kn_dtype_bytes(f->dtype);
+    char *last = first + (size_t)(f->height - 1) * bytes;
+    return kn_group_halo(
+        &run->group,
+        &(kn_halo){.first = first, .last = last, .before = first - bytes, .after = last + bytes, .bytes = bytes});
+}
+
 static kn_status launch(kn_vae_run *run, kn_conv_args *args, const kn_vae_conv *conv)
 {
     kn_status st = KN_OK;
@@ -17,6 +39,7 @@ static kn_status launch(kn_vae_run *run, kn_conv_args *args, const kn_vae_conv *
     const double taps = conv->mode == KN_CONV_UP_NEAREST ? 4.0 : (double)conv->k * conv->k * frames;
     run->flop += 2.0 * taps * conv->in * conv->out * args->out.height * args->out.width;
     if (run->pool.dry) return KN_OK;
+    if (conv->k > 1) KN_TRY(meet_neighbours(run, &args->in[conv->kt - 1])); /* older frames kept theirs */
     if (conv->source.data) {
         KN_TRY(run->vae->ops->conv_weight_prepare(run->stream, &fresh, run->vae->lazy, &conv->source, args));
         args->w = &fresh;
@@ -139,16 +162,27 @@ static kn_matrix columns_of(kn_matrix m, int64_t first, int64_t count)
     return m;
 }
 
-/* Over the pixels of one frame, one head of all channels, scale 1 / sqrt(channels). */
+static kn_matrix rows_of(kn_matrix m, int64_t first, int64_t count)
+{
+    m.data = (float *)m.data + first * m.stride;
+    m.rows = count;
+    return m;
+}
+
+/* Over the pixels of one frame, one head of all channels, scale 1 / sqrt(channels). A rank asks with its own pixels,
+ * all answer. */
 static kn_status attend(kn_vae_run *run, const kn_vae_attention *a, kn_matrix rows)
 {
     kn_status st = KN_OK;
     const kn_ops *ops = run->vae->ops;
-    const int32_t offsets[2] = {0, (int32_t)rows.rows};
-    KN_TRY(ops->gemm(run->stream, &(kn_gemm_args){.out = run->qkv, .a = rows, .w = &a->qkv.w, .bias = a->qkv.bias}));
+    const int32_t offsets[2] = {0, (int32_t)rows.rows}, whole[2] = {0, (int32_t)run->qkv.rows};
+    const int64_t width = rows.rows / run->rows.count, height = run->qkv.rows / width;
+    const kn_matrix own = rows_of(run->qkv, run->rows.first * width, rows.rows);
+    KN_TRY(ops->gemm(run->stream, &(kn_gemm_args){.out = own, .a = rows, .w = &a->qkv.w, .bias = a->qkv.bias}));
+    KN_TRY(kn_group_all_gather(&run->group, run->qkv.data, height, (size_t)(width * own.stride) * sizeof(float)));
     KN_TRY(ops->attention(run->stream,
                           &(kn_attention_args){.out = rows,
-                                               .q = columns_of(run->qkv, 0, a->channels),
+                                               .q = columns_of(own, 0, a->channels),
                                                .k = columns_of(run->qkv, a->channels, a->channels),
                                                .v = columns_of(run->qkv, 2 * (int64_t)a->channels, a->channels),
                                                .heads = 1,
@@ -156,7 +190,7 @@ static kn_status attend(kn_vae_run *run, const kn_vae_attention *a, kn_matrix ro
                                                .scale = 1.0f / sqrtf((float)a->channels),
                                                .sequences = 1,
                                                .q_offsets = offsets,
-                                               .k_offsets = offsets,
+                                               .k_offsets = whole,
                                                .workspace = run->attention_workspace}));
 fail:
     return st;

@@ -9,6 +9,7 @@
 #ifndef KN_ENGINE_VAE_WAN_H
 #define KN_ENGINE_VAE_WAN_H
 
+#include "engine/comm.h"
 #include "engine/repository.h"
 #include "engine/weights.h"
 #include "kernels/device.h"
@@ -39,16 +40,24 @@ typedef kn_status kn_vae_latent_fn(void *context, int64_t index, const float *la
 
 typedef struct kn_vae_decoder kn_vae_decoder;
 
-/* For latents of h x w. Allocates everything it will ever need. */
-kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w);
+/* For latents of h x w. Allocates everything it will ever need.
+ *
+ * With a group of several ranks (NULL: alone) every member decodes the same latents with a decoder of its own and has a
+ * share of each picture's rows; at every 3x3 convolution neighbours give each other one row, around the middle
+ * attention all rows are gathered, and whole frames reach the first member alone. Members beyond the first h have
+ * nothing to do. */
+kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w,
+                                const kn_group *group);
 void kn_vae_decoder_destroy(kn_vae_decoder **decoder);
 
 /* Bytes a decoder of this size allocates. */
-kn_status kn_vae_decoder_bytes(size_t *out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w);
+kn_status kn_vae_decoder_bytes(size_t *out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w,
+                               const kn_group *group);
 
 /* Decodes the next latent frame: channel c of it is latent[c * plane_stride ...] in device memory. With `normalized`
  * the latent is multiplied by latents_std and shifted by latents_mean first. The first frame gives one video frame,
- * each later one four (two per temporal stage), in 0..1. */
+ * each later one four (two per temporal stage), in 0..1. Frames are whole, and come on the group's first member only.
+ */
 kn_status kn_vae_decode(kn_vae_decoder *decoder, const float *latent, int64_t plane_stride, bool normalized,
                         kn_vae_frame_fn *frame, void *context);
 

@@ -266,8 +266,8 @@ static void transformer_matches(void **state)
         for (kn_dtype compute = KN_F32; compute <= KN_BF16; compute++) {
             forward w = open_forward(&f, compute);
             w.sequence.context = &w.context;
-            kn_arena arena = device_arena(&f, kn_dit_workspace(w.dit, &w.sequence, 1));
-            ok(kn_dit_forward(w.dit, f.stream, &arena, &w.sequence, 1));
+            kn_arena arena = device_arena(&f, kn_dit_workspace(w.dit, &w.sequence, 1, NULL));
+            ok(kn_dit_forward(w.dit, f.stream, &arena, &w.sequence, 1, NULL));
             const kn_tensor expected = find(&f, compute == KN_F32 ? "dit.output.float32" : "dit.output.bfloat16");
             expect_close(&f, compute == KN_F32 ? "transformer float32" : "transformer bfloat16", w.velocity,
                          expected.data, kn_tensor_count(&expected), compute == KN_F32 ? FLOAT32_BOUND : 4e-2);
@@ -292,8 +292,8 @@ static void pack_does_not_matter(void **state)
             float *alone = device_copy(&f, NULL, (size_t)count * 4), *other = device_copy(&f, NULL, (size_t)count * 4);
             kn_dit_sequence pack[3] = {w.sequence, w.sequence, w.sequence};
             pack[1].velocity = alone;
-            kn_arena arena = device_arena(&f, kn_dit_workspace(w.dit, pack, 3));
-            ok(kn_dit_forward(w.dit, f.stream, &arena, &pack[1], 1));
+            kn_arena arena = device_arena(&f, kn_dit_workspace(w.dit, pack, 3, NULL));
+            ok(kn_dit_forward(w.dit, f.stream, &arena, &pack[1], 1, NULL));
             pack[0].t = 1;
             pack[0].w = 2;
             pack[0].timestep = 3.0f;
@@ -302,7 +302,7 @@ static void pack_does_not_matter(void **state)
             pack[2].h -= 2;
             pack[2].timestep = 999.0f;
             pack[2].velocity = other;
-            ok(kn_dit_forward(w.dit, f.stream, &arena, pack, 3));
+            ok(kn_dit_forward(w.dit, f.stream, &arena, pack, 3, NULL));
             assert_memory_equal(alone, w.velocity, (size_t)count * 4);
             kn_device_free(f.device, alone);
             kn_device_free(f.device, other);
@@ -354,7 +354,7 @@ static void vae_cases(const fixture *f, kn_vae *vae, bool decode)
         kn_vae_decoder *decoder = NULL;
         kn_vae_encoder *encoder = NULL;
         if (decode)
-            ok(kn_vae_decoder_create(&decoder, vae, f->stream, (int32_t)input.shape[2], (int32_t)input.shape[3]));
+            ok(kn_vae_decoder_create(&decoder, vae, f->stream, (int32_t)input.shape[2], (int32_t)input.shape[3], NULL));
         else
             ok(kn_vae_encoder_create(&encoder, vae, f->stream, (int32_t)input.shape[2], (int32_t)input.shape[3]));
         for (int64_t t = 0; t < in_frames; t++) {
@@ -421,7 +421,7 @@ static void lazy_weights_change_nothing(void **state)
         bytes[keep] = kn_vae_weight_bytes(vae);
         out[keep] = device_copy(&f, NULL, (size_t)count * sizeof(float));
         collected c = {.data = out[keep], .frames = 5, .plane = 64 * H * W, .channels = 3};
-        ok(kn_vae_decoder_create(&decoder, vae, f.stream, H, W));
+        ok(kn_vae_decoder_create(&decoder, vae, f.stream, H, W, NULL));
         for (int t = 0; t < FRAMES; t++)
             ok(kn_vae_decode(decoder, latent + t * H * W, FRAMES * H * W, false, collect, &c));
         assert_int_equal(c.seen, 5);

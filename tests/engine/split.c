@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The same bytes, however many ranks share the work: every request of every fixture on 1, 2, 3, 4 and 8 worker
+ * processes in float32 and bfloat16, with the degree changing between slices, and with ranks that die. What one process
+ * makes alone is the judge, bit for bit; nothing is allowed for rounding, because no sum is divided. */
+#define _GNU_SOURCE
+#include "tests/engine/generating.h"
+#include "tests/engine/ranks.h"
+
+typedef struct work {
+    const char *fixture;
+    size_t requests;
+    kn_precision precision;
+    recording *expected; /* [requests] */
+    uint64_t seed;
+    int spare_fd; /* the segment of the next epoch */
+} work;
+
+static subject open_on(kn_device *device, const work *w)
+{
+    char path[1024];
+    subject s = {.device = device};
+    snprintf(path, sizeof path, "%s/tests/golden/%s/model", KN_SOURCE_DIR, w->fixture);
+    if (kn_model_open(&s.model, &(kn_model_params){.directory = path,
+                                                   .device = device,
+                                                   .precision = w->precision,
+                                                   .vae_precision = w->precision}) != KN_OK) {
+        fprintf(stderr, "%s\n", kn_fail_message());
+        abort();
+    }
+    return s;
+}
+
+/* What one process makes. No threads: the ranks are forked from this process. */
+static void make_expected(work *w)
+{
+    subject s = {0};
+    ok(kn_device_open(&s.device, &(kn_device_params){.name = "cpu", .threads = 1}));
+    s = open_on(s.device, w);
+    w->requests = case_requests(w->fixture);
+    w->expected = calloc(w->requests, sizeof *w->expected);
+    for (size_t i = 0; i < w->requests; i++) {
+        kn_request request = case_request(w->fixture, i, &s);
+        w->expected[i] = run_alone(&s, &request);
+        kn_request_release(&request);
+    }
+    subject_close(&s);
+}
+
+static void free_expected(work *w)
+{
+    for (size_t i = 0; i < w->requests; i++) recording_free(&w->expected[i]);
+    free(w->expected);
+}
+
+/* Everything a rank saw is what was expected; the first rank saw all of it. */
+static void check_bits(const rank_context *ctx, const recording *got, const recording *wanted, bool frames)
+{
+    size_t seen = 0;
+    for (size_t i = 0; i < wanted->count; i++) {
+        const record *b = &wanted->records[i], *a = recording_find(got, b->name, b->index);
+        if (!a) {
+            RANK_CHECK(!frames || strcmp(b->name, "frames") != 0);
+            continue;
+        }
+        if (a->count != b->count || memcmp(a->data, b->data, (size_t)a->count * sizeof *a->data) != 0) {
+            fprintf(stderr, "rank %d of %d: %s[%d] differs\n", ctx->rank, ctx->ranks, a->name, (int)a->index);
+            _exit(RANK_FAILED);
+        }
+        seen++;
+    }
+    RANK_CHECK(seen == got->count && seen > 0);
+}
+
+static uint64_t sent_for_steps(const kn_comm *comm)
+{
+    const kn_comm_stats stats = kn_comm_read_stats(comm);
+    return stats.sent[KN_COMM_ALL_TO_ALL] + stats.sent[KN_COMM_ALL_GATHER];
+}
+
+/* The bytes of a denoise step are those of the formula, and nothing else crosses. */
+static void step_counted(const rank_context *ctx, kn_generation *g, const subject *s, const kn_request *r)
+{
+    const kn_latent_shape shape = kn_request_latent(r, kn_model_repository(s->model));
+    const kn_dit_context context = {.rows = 7};
+    kn_dit_sequence sequences[2];
+    const int32_t count = r->guidance > 1.0 ? 2 : 1;
+    for (int i = 0; i < 2; i++)
+        sequences[i] = (kn_dit_sequence){.t = shape.t, .h = shape.h, .w = shape.w, .context = &context};
+    const kn_comm_stats before = kn_comm_read_stats(ctx->comm);
+    const uint64_t sent = sent_for_steps(ctx->comm);
+    RANK_OK(kn_generation_step(&g, 1));
+    const kn_comm_stats after = kn_comm_read_stats(ctx->comm);
+    RANK_CHECK(sent_for_steps(ctx->comm) - sent ==
+               kn_dit_exchanged(kn_model_dit(s->model), sequences, count, kn_model_group(s->model)));
+    for (int kind = 0; kind < KN_COMM_KINDS; kind++)
+        if (kind != KN_COMM_ALL_TO_ALL && kind != KN_COMM_ALL_GATHER)
+            RANK_CHECK(after.sent[kind] == before.sent[kind] && after.calls[kind] == before.calls[kind]);
+}
+
+static kn_status run_split(rank_context *ctx)
+{
+    const work *w = ctx->user;
+    subject s = open_on(ctx->device, w);
+    const kn_group all = kn_group_of(ctx->comm, UINT32_MAX);
+    kn_model_set_group(s.model, &all);
+    for (size_t i = 0; i < w->requests; i++) {
+        kn_request request = case_request(w->fixture, i, &s);
+        recording r = {0};
+        kn_generation *g = NULL;
+        const kn_frame_sink sink = recording_sink(&r, &request);
+        const kn_tensor_tap tap = recording_tap(&r);
+        RANK_OK(kn_generation_create(&g, s.model, &request, &sink, &tap));
+        for (kn_slice slice; (slice = kn_generation_next(g)).kind != KN_SLICE_DONE;) {
+            if (slice.kind == KN_SLICE_DENOISE && all.size > 1)
+                step_counted(ctx, g, &s, &request);
+            else
+                RANK_OK(kn_generation_step(&g, 1));
+        }
+        RANK_CHECK(r.finished == (ctx->rank == 0) && r.frames == (ctx->rank == 0 ? request.frames : 0));
+        check_bits(ctx, &r, &w->expected[i], ctx->rank == 0);
+        kn_generation_destroy(&g);
+        kn_request_release(&request);
+        recording_free(&r);
+    }
+    kn_model_close(&s.model);
+    return KN_OK;
+}
+
+static void expect_same_on_all(const char *fixture, kn_precision precision)
+{
+    static const int32_t degrees[] = {1, 2, 3, 4, 8};
+    work w = {.fixture = fixture, .precision = precision};
+    make_expected(&w);
+    for (size_t i = 0; i < sizeof degrees / sizeof *degrees; i++) ranks_run(degrees[i], run_split, &w);
+    free_expected(&w);
+}
+
+static void float32_is_the_same_on_any_number(void **state)
+{
+    (void)state;
+    for (int i = 0; i < FIXTURES; i++) expect_same_on_all(fixture_names[i], KN_PRECISION_FLOAT32);
+}
+
+static void bfloat16_is_the_same_on_any_number(void **state)
+{
+    (void)state;
+    for (int i = 0; i < FIXTURES; i++) expect_same_on_all(fixture_names[i], KN_PRECISION_BFLOAT16);
+}
+
+/* ---- degrees that change ---- */
+
+static uint32_t draw(uint64_t *state)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(*state >> 33);
+}
+
+typedef struct wandering {
+    kn_generation *g;
+    uint32_t mask;  /* ranks of the last slice */
+    uint32_t fresh; /* ranks that have its state */
+    int changes;
+} wandering;
+
+/* The same on every rank: they all draw the same numbers. */
+static void wander(rank_context *ctx, const subject *s, wandering *at, uint32_t mask, bool decoding)
+{
+    const uint32_t needy = mask & ~at->fresh;
+    if (mask != at->mask) at->changes++;
+    if (needy || (decoding && mask != at->mask)) {
+        const uint32_t root = at->fresh & -at->fresh; /* the lowest that has it */
+        const kn_group with = kn_group_of(ctx->comm, decoding ? mask | root : needy | root);
+        int32_t index = 0;
+        while (1u << with.member[index] != root) index++;
+        if (with.index >= 0) RANK_OK(kn_generation_share(at->g, &with, index));
+    }
+    const kn_group group = kn_group_of(ctx->comm, mask);
+    kn_model_set_group(s->model, &group);
+    at->fresh = mask;
+    at->mask = mask;
+}
+
+static kn_status run_wandering(rank_context *ctx)
+{
+    const work *w = ctx->user;
+    uint64_t random = w->seed;
+    int changes = 0;
+    subject s = open_on(ctx->device, w);
+    const uint32_t everyone = (1u << ctx->ranks) - 1;
+    for (int round = 0; changes < 200; round++) {
+        const size_t i = (size_t)round % w->requests;
+        kn_request request = case_request(w->fixture, i, &s);
+        recording r = {0};
+        const kn_frame_sink sink = recording_sink(&r, &request);
+        const kn_tensor_tap tap = recording_tap(&r);
+        wandering at = {.mask = everyone, .fresh = everyone};
+        RANK_OK(kn_generation_create(&at.g, s.model, &request, &sink, &tap));
+        /* Every rank counts slices by itself: those left out do not see the generation advance. */
+        const int32_t steps = kn_generation_schedule(at.g)->steps;
+        const int32_t frames = kn_request_latent(&request, kn_model_repository(s.model)).t;
+        int32_t rewinds = 0;
+        for (int32_t slice = 0; slice < 1 + steps + frames + 1; slice++) {
+            const bool decoding = slice > steps;
+            uint32_t mask = draw(&random) % everyone + 1;
+            if (decoding) { /* frames must come to one place; a change starts decoding again */
+                if (rewinds == 2) mask = at.mask;
+                mask |= 1;
+                if (slice == 1 + steps + frames) mask = at.mask;
+                if (mask != at.mask && slice > 1 + steps) {
+                    rewinds++;
+                    slice = 1 + steps;
+                }
+            }
+            wander(ctx, &s, &at, mask, decoding);
+            if (kn_model_group(s.model)->index >= 0) RANK_OK(kn_generation_step(&at.g, 1));
+        }
+        RANK_CHECK(r.finished == (ctx->rank == 0));
+        check_bits(ctx, &r, &w->expected[i], ctx->rank == 0);
+        changes += at.changes;
+        kn_generation_destroy(&at.g);
+        kn_request_release(&request);
+        recording_free(&r);
+    }
+    kn_model_close(&s.model);
+    return KN_OK;
+}
+
+static void degrees_may_change_at_every_slice(void **state)
+{
+    (void)state;
+    work w = {.fixture = fixture_names[WAN_SMALL], .precision = KN_PRECISION_FLOAT32, .seed = 1};
+    make_expected(&w);
+    ranks_run(4, run_wandering, &w);
+    free_expected(&w);
+}
+
+/* ---- ranks that die ---- */
+
+enum { DYING_RANKS = 3 };
+
+/* The last rank dies before slice `seed`; the others form a group of two and go on. */
+static kn_status run_dying(rank_context *ctx)
+{
+    const work *w = ctx->user;
+    subject s = open_on(ctx->device, w);
+    kn_request request = case_request(w->fixture, 0, &s);
+    recording r = {0};
+    const kn_frame_sink sink = recording_sink(&r, &request);
+    kn_generation *g = NULL;
+    kn_comm *next = NULL;
+    kn_group group = kn_group_of(ctx->comm, UINT32_MAX);
+    RANK_OK(kn_generation_create(&g, s.model, &request, &sink, NULL));
+    kn_model_set_group(s.model, &group);
+    for (uint64_t slices = 0; kn_generation_next(g).kind != KN_SLICE_DONE; slices++) {
+        if (slices == w->seed && ctx->rank == DYING_RANKS - 1) raise(SIGKILL);
+        kn_status st = kn_generation_step(&g, 1);
+        if (st == KN_OK) continue;
+        RANK_CHECK(st == KN_UNAVAILABLE && !next);
+        RANK_OK(kn_comm_local_join(
+            &next,
+            &(kn_comm_local_params){
+                .fd = w->spare_fd, .rank = ctx->rank, .epoch = 2, .stream = ctx->stream, .limits = ctx->limits}));
+        group = kn_group_of(next, UINT32_MAX);
+        kn_model_set_group(s.model, &group);
+        RANK_OK(kn_generation_share(g, &group, 0)); /* one of them may have got further than the other */
+    }
+    RANK_CHECK(next && r.finished == (ctx->rank == 0));
+    if (ctx->rank == 0) check_bits(ctx, &r, &w->expected[0], true);
+    kn_comm_destroy(&next);
+    kn_generation_destroy(&g);
+    kn_request_release(&request);
+    recording_free(&r);
+    kn_model_close(&s.model);
+    return KN_OK;
+}
+
+static void the_others_go_on_when_one_dies(void **state)
+{
+    (void)state;
+    work w = {.fixture = fixture_names[WAN_SMALL], .precision = KN_PRECISION_FLOAT32};
+    make_expected(&w);
+    for (w.seed = 0; w.seed < 8; w.seed++) { /* text, four steps, three latent frames */
+        ok(kn_comm_local_form(&w.spare_fd, 2, 2));
+        rank_team team = ranks_start(DYING_RANKS, run_dying, &w, (kn_comm_params){.silence_ns = INT64_C(60000000000)});
+        ranks_wait(&team);
+        close(w.spare_fd);
+        for (int32_t i = 0; i < DYING_RANKS; i++)
+            if (team.code[i] != (i == DYING_RANKS - 1 ? -SIGKILL : 0))
+                fail_msg("death before slice %d: rank %d ended with %d", (int)w.seed, i, team.code[i]);
+    }
+    free_expected(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(float32_is_the_same_on_any_number),
+        cmocka_unit_test(bfloat16_is_the_same_on_any_number),
+        cmocka_unit_test(degrees_may_change_at_every_slice),
+        cmocka_unit_test(the_others_go_on_when_one_dies),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
