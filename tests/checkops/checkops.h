@@ -69,6 +69,7 @@ typedef struct check {
     const char *only_op;
     const char *only_tier; /* NULL: all */
     bool simt;             /* judges the CUDA kernels on tests/simt instead of the CPU tiers */
+    const char *gpu;       /* judges them on this GPU, "cuda:0"; or NULL */
     uint64_t seed;
     bool verbose;
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * checkops [--device cpu|simt] [--seed N] [--op NAME] [--isa NAME] [--verbose] [--list]
- * checkops --bench [--op NAME] [--isa NAME] [--threads N] [--json] */
+ * checkops [--device cpu|simt|cuda:N] [--seed N] [--op NAME] [--isa NAME] [--verbose] [--list]
+ * checkops --bench [--op NAME] [--isa NAME] [--threads N] [--device cuda:N] [--json] */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdio.h>
@@ -89,9 +89,9 @@ static void list_operators(void)
 
 typedef struct options {
     const char *op;
-    kn_isa isa;       /* of the CPU; KN_ISA_COUNT: all */
-    const char *tier; /* the same as it was given; NULL: all */
-    bool simt;
+    kn_isa isa;         /* of the CPU; KN_ISA_COUNT: all */
+    const char *tier;   /* the same as it was given; NULL: all */
+    const char *device; /* NULL: the CPU */
     uint64_t seed;
     int threads; /* bench; 0: all cores */
     bool list, bench, json, verbose;
@@ -99,8 +99,9 @@ typedef struct options {
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: checkops [--device cpu|simt] [--seed N] [--op NAME] [--isa NAME] [--verbose] [--list]\n"
-                    "       checkops --bench [--op NAME] [--isa NAME] [--threads N] [--json]\n");
+    fprintf(stderr,
+            "usage: checkops [--device cpu|simt|cuda:N] [--seed N] [--op NAME] [--isa NAME] [--verbose] [--list]\n"
+            "       checkops --bench [--op NAME] [--isa NAME] [--threads N] [--device cuda:N] [--json]\n");
     return 2;
 }
 
@@ -114,6 +115,11 @@ static bool known_operator(const char *name)
 static bool known_tier(const char *name)
 {
     return kn_isa_parse(name) != KN_ISA_COUNT || strcmp(name, "cuda") == 0 || strcmp(name, "sm90") == 0;
+}
+
+static bool known_device(const char *name)
+{
+    return strcmp(name, "cpu") == 0 || strcmp(name, "simt") == 0 || strncmp(name, "cuda", 4) == 0;
 }
 
 static bool parse(options *o, int argc, char **argv)
@@ -133,16 +139,13 @@ static bool parse(options *o, int argc, char **argv)
             o->seed = strtoull(argv[++i], NULL, 0);
         } else if (strcmp(argv[i], "--threads") == 0 && value) {
             o->threads = (int)strtol(argv[++i], NULL, 10);
+        } else if (strcmp(argv[i], "--device") == 0 && value && known_device(value)) {
+            o->device = argv[++i];
         } else if (strcmp(argv[i], "--op") == 0 && value && known_operator(value)) {
             o->op = argv[++i];
         } else if (strcmp(argv[i], "--isa") == 0 && value && known_tier(value)) {
             o->tier = argv[++i];
             o->isa = kn_isa_parse(o->tier);
-        } else if (strcmp(argv[i], "--device") == 0 && value && strcmp(value, "cpu") == 0) {
-            i++;
-        } else if (strcmp(argv[i], "--device") == 0 && value && strcmp(value, "simt") == 0) {
-            o->simt = true;
-            i++;
         } else {
             fprintf(stderr, "checkops: cannot use \"%s%s%s\"\n", argv[i], value ? " " : "", value ? value : "");
             return false;
@@ -151,11 +154,18 @@ static bool parse(options *o, int argc, char **argv)
     return true;
 }
 
+static bool on_gpu(const options *o)
+{
+    return o->device && strncmp(o->device, "cuda", 4) == 0;
+}
+
 static int run_checks(const options *o)
 {
     static check state; /* large; one run per process */
     check *c = &state;
-    *c = (check){.only_op = o->op, .only_tier = o->tier, .simt = o->simt, .seed = o->seed, .verbose = o->verbose};
+    *c = (check){.only_op = o->op, .only_tier = o->tier, .seed = o->seed, .verbose = o->verbose};
+    c->simt = o->device && strcmp(o->device, "simt") == 0;
+    c->gpu = on_gpu(o) ? o->device : NULL;
     if (check_open_tiers(c) != KN_OK) {
         fprintf(stderr, "checkops: %s\n", kn_fail_message());
         return 2;
@@ -182,7 +192,7 @@ static int run_checks(const options *o)
 static int run_benches(const options *o)
 {
     bench b;
-    kn_status st = bench_open(&b, o->isa, o->threads, o->json);
+    kn_status st = on_gpu(o) ? bench_open_gpu(&b, o->device, o->json) : bench_open(&b, o->isa, o->threads, o->json);
     for (int i = 0; st == KN_OK && i < CHECK_COUNT(operators); i++)
         if (!o->op || strcmp(o->op, operators[i].name) == 0) {
             b.op = operators[i].name;
