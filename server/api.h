@@ -10,6 +10,7 @@
 #define KN_SERVER_API_H
 
 #include "server/core.h"
+#include "server/query.h"
 #include "server/video_request.h"
 
 enum { KN_CALL_HEADERS_MAX = 16 };
@@ -68,9 +69,10 @@ struct kn_call {
     /* Following a job. */
     kn_live *live; /* pinned */
     kn_watcher *watcher;
-    void (*after)(kn_call *call); /* once `live` has ended */
-    bool stream;                  /* of server-sent events */
-    bool listed;                  /* in the server's list of calls that last as long as a job */
+    void (*after)(kn_call *call);  /* once `live` has ended */
+    bool stream;                   /* of events */
+    bool no_progress, no_previews; /* of these a stream wants none (gRPC) */
+    bool listed;                   /* in the server's list of calls that last as long as a job */
     kn_call *next_stream, *previous_stream;
 };
 
@@ -132,6 +134,10 @@ bool kn_api_turn_back(kn_call *call);   /* is there no room for another job? The
 void kn_api_not_offered(kn_call *call); /* edits, extensions, characters, remix */
 
 void kn_api_list(kn_call *call); /* api_videos.c */
+/* One page of a tenant's jobs, handed to `write`, which is not called on failure. */
+typedef void kn_api_page_fn(void *context, const kn_video_item *items, size_t count, bool more);
+kn_status kn_api_list_page(kn_server *server, const char *tenant, const kn_list_query *query, kn_api_page_fn *write,
+                           void *context, kn_api_error *error);
 void kn_api_get(kn_call *call);
 void kn_api_delete(kn_call *call);
 void kn_api_cancel(kn_call *call);
@@ -139,6 +145,11 @@ void kn_api_cancel(kn_call *call);
 void kn_api_content(kn_call *call); /* api_content.c */
 void kn_api_events(kn_call *call);
 void kn_api_send_video(kn_call *call, kn_live *live);
+enum { KN_API_ETAG_BYTES = 40 };
+/* Names a file's content: with its quotes. */
+void kn_api_etag(char etag[KN_API_ETAG_BYTES], const kn_live *live, kn_artifact_kind kind);
+/* KN_OK, or why there is nothing to download. */
+kn_status kn_api_check_content(const kn_live *live, kn_api_error *error);
 /* Is there a finished file? KN_OK, or what a client that waited for it is told. */
 kn_status kn_api_check_result(const kn_live *live, kn_api_error *error);
 /* Opens a completed job's file; the caller closes *fd. KN_NOT_FOUND with *error: it is not there. */

@@ -63,20 +63,28 @@ kn_status kn_api_open_result(kn_server *s, const kn_live *live, kn_artifact_kind
     return KN_OK;
 }
 
+void kn_api_etag(char etag[KN_API_ETAG_BYTES], const kn_live *live, kn_artifact_kind kind)
+{
+    int length = snprintf(etag, KN_API_ETAG_BYTES, "\"%c",
+                          kind == KN_ARTIFACT_VIDEO       ? 'v'
+                          : kind == KN_ARTIFACT_THUMBNAIL ? 't'
+                                                          : 's');
+    for (int i = 0; i < 16; i++)
+        length += snprintf(etag + length, KN_API_ETAG_BYTES - (size_t)length, "%02x", live->job.blob_sha256[i]);
+    snprintf(etag + length, KN_API_ETAG_BYTES - (size_t)length, "\"");
+}
+
 static void send_file(kn_call *call, kn_live *live, const struct variant *variant)
 {
     kn_api_error error;
-    char etag[80], name[96];
+    char etag[KN_API_ETAG_BYTES], name[96];
     int fd;
     uint64_t bytes;
     if (kn_api_open_result(call->server, live, variant->kind, &fd, &bytes, &error) != KN_OK) {
         kn_call_error(call, &error);
         return;
     }
-    int length = snprintf(etag, sizeof etag, "\"%c", variant->name[0]);
-    for (int i = 0; i < 16; i++)
-        length += snprintf(etag + length, sizeof etag - (size_t)length, "%02x", live->job.blob_sha256[i]);
-    snprintf(etag + length, sizeof etag - (size_t)length, "\"");
+    kn_api_etag(etag, live, variant->kind);
     snprintf(name, sizeof name, "attachment; filename=\"%s.%s\"", live->job.id, variant->extension);
     const kn_http_reply_header headers[] = {{"content-disposition", name}, {"cache-control", "private"}};
     live->pins++;
@@ -94,8 +102,7 @@ static void send_file(kn_call *call, kn_live *live, const struct variant *varian
     kn_call_over(call);
 }
 
-/* KN_OK, or why there is nothing to send. */
-static kn_status check_content(const kn_live *live, kn_api_error *error)
+kn_status kn_api_check_content(const kn_live *live, kn_api_error *error)
 {
     const kn_job *job = &live->job;
     switch (job->state) {
@@ -131,7 +138,7 @@ void kn_api_content(kn_call *call)
             if (strcmp(asked && asked[0] ? asked : "video", variants[i].name) == 0) variant = &variants[i];
         if (!variant) st = kn_api_invalid_value(&error, "variant", "variant must be video, thumbnail or spritesheet.");
     }
-    if (st == KN_OK) st = check_content(live, &error);
+    if (st == KN_OK) st = kn_api_check_content(live, &error);
     if (st == KN_OK)
         send_file(call, live, variant);
     else
@@ -141,7 +148,7 @@ void kn_api_content(kn_call *call)
 /* A client that waits wants the reason, not that there is no content. */
 kn_status kn_api_check_result(const kn_live *live, kn_api_error *error)
 {
-    const kn_status st = check_content(live, error);
+    const kn_status st = kn_api_check_content(live, error);
     if (st == KN_OK) return KN_OK;
     if (live->job.state == KN_JOB_FAILED) {
         const bool blocked = strcmp(live->job.error_code, KN_MODERATION_CODE) == 0;

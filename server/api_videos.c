@@ -53,39 +53,45 @@ static void list_error(kn_api_error *error, kn_status st, const kn_list_query *q
         kn_api_from_status(error, st);
 }
 
-void kn_api_list(kn_call *call)
+kn_status kn_api_list_page(kn_server *s, const char *tenant, const kn_list_query *query, kn_api_page_fn *write,
+                           void *context, kn_api_error *error)
 {
-    kn_status st = KN_OK;
-    kn_api_error error;
-    kn_list_query query;
     bool more = false;
-    const char *text = kn_http_query(call->exchange);
+    const kn_store_list list = {.tenant = tenant,
+                                .after = query->after[0] ? query->after : NULL,
+                                .limit = query->limit > 0 ? query->limit : 1,
+                                .ascending = query->ascending};
     page *p = kn_alloc(sizeof *p);
-    if (!p)
-        st = kn_api_from_status(&error, KN_NOMEM);
+    if (!p) return kn_api_from_status(error, KN_NOMEM);
+    p->server = s;
+    const kn_status st = kn_store_job_list(s->store, &list, add_row, p, &more);
+    if (st == KN_OK)
+        write(context, p->items, query->limit > 0 ? p->count : 0, query->limit > 0 ? more : p->count > 0);
     else
-        st = kn_list_query_parse(&query, text, strlen(text), &error);
-    if (st == KN_OK) {
-        const kn_store_list list = {.tenant = call->principal.tenant,
-                                    .after = query.after[0] ? query.after : NULL,
-                                    .limit = query.limit > 0 ? query.limit : 1,
-                                    .ascending = query.ascending};
-        p->server = call->server;
-        st = kn_store_job_list(call->server->store, &list, add_row, p, &more);
-        if (st != KN_OK) list_error(&error, st, &query);
-    }
-    if (st == KN_OK) {
-        kn_text out = kn_text_growing((size_t)KN_VIDEO_OBJECT_BYTES_MAX * KN_LIST_LIMIT_MAX);
-        kn_video_list_write(&out, p->items, query.limit > 0 ? p->count : 0, query.limit > 0 ? more : p->count > 0);
-        kn_call_json(call, &out, NULL, 0);
-    } else {
-        kn_call_error(call, &error);
-    }
-    for (size_t i = 0; p && i < p->count; i++) {
+        list_error(error, st, query);
+    for (size_t i = 0; i < p->count; i++) {
         kn_job_release(&p->jobs[i]);
         kn_video_summary_release(&p->summaries[i]);
     }
     kn_free(p);
+    return st;
+}
+
+static void send_page(void *context, const kn_video_item *items, size_t count, bool more)
+{
+    kn_text out = kn_text_growing((size_t)KN_VIDEO_OBJECT_BYTES_MAX * KN_LIST_LIMIT_MAX);
+    kn_video_list_write(&out, items, count, more);
+    kn_call_json(context, &out, NULL, 0);
+}
+
+void kn_api_list(kn_call *call)
+{
+    kn_api_error error;
+    kn_list_query query;
+    const char *text = kn_http_query(call->exchange);
+    kn_status st = kn_list_query_parse(&query, text, strlen(text), &error);
+    if (st == KN_OK) st = kn_api_list_page(call->server, call->principal.tenant, &query, send_page, call, &error);
+    if (st != KN_OK) kn_call_error(call, &error);
 }
 
 /* ---- cancel ---- */

@@ -87,7 +87,15 @@ typedef struct kn_server {
     kn_grpc_server *grpc;                    /* --grpc (front.h); NULL: none */
     kn_http_server *grpc_http;               /* its listeners */
     kn_tls *grpc_tls;                        /* the same certificate, and HTTP/2 */
-    struct kn_call *stream_calls;            /* server-sent events (api.h) */
+    struct kn_references *references;        /* uploaded pictures; references.h */
+    size_t upload_bytes;                     /* of pictures that are on their way */
+    struct {                                 /* the latest event over gRPC; rpc_watch.c */
+        const kn_live *live;
+        const char *name;
+        char id[KN_WATCH_ID_BYTES];
+        struct kn_rpc_block *block;
+    } rpc_event;
+    struct kn_call *stream_calls; /* server-sent events (api.h) */
     int32_t streams;
     int32_t calls;      /* requests being answered */
     int32_t submitting; /* jobs the store has been asked to take */

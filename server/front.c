@@ -9,10 +9,14 @@
 #include "base/log.h"
 #include "server/api.h"
 #include "server/front.h"
+#include "server/references.h"
+#include "server/rpc_service.h"
 
 /* ---- services: each is a table in a file of its own; ended by NULL ---- */
 
 static const kn_grpc_service *const services[] = {
+    &kn_rpc_videos_service,
+    &kn_rpc_admin_service,
     NULL,
 };
 
@@ -89,6 +93,7 @@ kn_status kn_front_start(kn_server *s)
     kn_http_callbacks callbacks = kn_api_callbacks();
     callbacks.sniff = on_sniff;
     if (c->grpc.count == 0) return KN_OK;
+    KN_TRY(kn_references_create(&s->references));
     if (c->tls_cert)
         KN_TRY(kn_tls_create(&s->grpc_tls, &(kn_tls_params){.certificate = c->tls_cert,
                                                             .key = c->tls_key,
@@ -135,4 +140,7 @@ void kn_front_stop(kn_server *s)
     kn_grpc_server_destroy(&s->grpc);
     kn_http_server_destroy(&s->grpc_http);
     kn_tls_destroy(&s->grpc_tls);
+    kn_references_destroy(&s->references);
+    kn_rpc_block_unref(s->rpc_event.block);
+    s->rpc_event.block = NULL;
 }

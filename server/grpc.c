@@ -351,12 +351,17 @@ kn_status kn_grpc_trailer(kn_grpc_call *call, const char *name, const char *valu
     return KN_OK;
 }
 
+bool kn_grpc_has_room(kn_grpc_call *call)
+{
+    if (kn_h2_queued(call->stream) < KN_GRPC_QUEUE_BYTES) return true;
+    call->wants_room = true;
+    return false;
+}
+
 static kn_status may_send(kn_grpc_call *call, size_t count)
 {
     KN_REQUIRE(!call->over && count <= KN_GRPC_REPLY_BYTES_MAX);
-    if (kn_h2_queued(call->stream) < KN_GRPC_QUEUE_BYTES) return KN_OK;
-    call->wants_room = true;
-    return KN_AGAIN;
+    return kn_grpc_has_room(call) ? KN_OK : KN_AGAIN;
 }
 
 static void release_block(void *context)

@@ -184,6 +184,8 @@ kn_status kn_grpc_send(kn_grpc_call *call, const void *bytes, size_t count);
  * needed. */
 kn_status kn_grpc_send_owned(kn_grpc_call *call, const void *bytes, size_t count, void (*release)(void *context),
                              void *context);
+/* Would kn_grpc_send() take a message now? If not, writable() comes. */
+bool kn_grpc_has_room(kn_grpc_call *call);
 size_t kn_grpc_queued(const kn_grpc_call *call); /* bytes waiting */
 
 /* Ends the call after what was sent. `message` may be NULL with KN_GRPC_OK; any UTF-8. */
