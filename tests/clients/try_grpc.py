@@ -346,7 +346,7 @@ class Transport(Case):
     def test_metrics(self):
         self.stub.Models(table(Empty), timeout=PATIENCE)
         text = self.server.get("/metrics").body.decode()
-        self.assertRegex(text, r'kinora_grpc_call_duration_seconds_count\{method="/kinora.v1.Kinora/Models",code="OK"\}')
+        self.assertIn('kinora_grpc_call_duration_seconds_count{method="/kinora.v1.Kinora/Models",code="OK"}', text)
         self.assertIn("kinora_grpc_connections", text)
 
 
