@@ -87,7 +87,10 @@ void kn_call_pin(kn_call *call, kn_live *live)
 static kn_status on_watched(void *context, const kn_watch_event *event)
 {
     kn_call *call = context;
-    if (!event->last) return KN_OK;
+    if (!event->last) {
+        if (call->observe && kn_call_waits(call)) call->observe(call);
+        return KN_OK;
+    }
     call->watcher = NULL; /* the watch lets go of it when this returns */
     if (kn_call_waits(call)) call->after(call);
     kn_call_release(call);
@@ -495,14 +498,11 @@ kn_call *kn_call_open(kn_server *s, kn_http_exchange *exchange, const kn_route *
     return NULL;
 }
 
-kn_call *kn_call_open_grpc(kn_server *s, kn_grpc_call *grpc, const kn_call_front *front, const kn_route *route,
-                           const char *parameter)
+kn_call *kn_call_share_grpc(kn_server *s, kn_grpc_call *grpc, const kn_call_front *front, const kn_route *route,
+                            const char *parameter)
 {
     kn_call *call = kn_alloc(sizeof *call);
-    if (!call) {
-        kn_grpc_finish(grpc, KN_GRPC_RESOURCE_EXHAUSTED, "the server is out of memory");
-        return NULL;
-    }
+    if (!call) return NULL;
     call->server = s;
     call->grpc = grpc;
     call->front = front;
@@ -512,7 +512,17 @@ kn_call *kn_call_open_grpc(kn_server *s, kn_grpc_call *grpc, const kn_call_front
     s->calls++;
     snprintf(call->path, sizeof call->path, "%s", parameter);
     call->parameter = call->path;
-    kn_grpc_set_user(grpc, call);
+    return call;
+}
+
+kn_call *kn_call_open_grpc(kn_server *s, kn_grpc_call *grpc, const kn_call_front *front, const kn_route *route,
+                           const char *parameter)
+{
+    kn_call *call = kn_call_share_grpc(s, grpc, front, route, parameter);
+    if (call)
+        kn_grpc_set_user(grpc, call);
+    else
+        kn_grpc_finish(grpc, KN_GRPC_RESOURCE_EXHAUSTED, "the server is out of memory");
     return call;
 }
 
@@ -578,7 +588,7 @@ static void abandon(kn_call *call)
                "The client that waited for this video went away.");
 }
 
-static void close_call(kn_call *call)
+void kn_call_gone(kn_call *call)
 {
     if (call->owner && call->live && call->live->phase != KN_LIVE_ENDED) abandon(call);
     if (call->watcher) {
@@ -592,13 +602,13 @@ void kn_call_closed(kn_http_exchange *exchange, void *context)
 {
     kn_call *call = kn_http_user(exchange);
     (void)context;
-    if (call) close_call(call);
+    if (call) kn_call_gone(call);
 }
 
 void kn_call_closed_grpc(kn_grpc_call *grpc)
 {
     kn_call *call = kn_grpc_user(grpc);
-    if (call) close_call(call);
+    if (call) kn_call_gone(call);
 }
 
 void kn_call_finished(const kn_http_record *record, void *context)

@@ -64,7 +64,8 @@ struct kn_call {
     bool owner; /* and it made the job, which is cancelled when the last client that waits for it goes away */
     void (*deliver)(kn_call *call); /* sync: answers once `live` has ended; NULL: with the file */
     bool kserve;                    /* errors have the shape of the inference protocol */
-    struct kn_kserve_wish *wish;    /* what an inference's answer is to hold (kserve_http.c); owned */
+    struct kn_kserve_wish *wish;    /* what an inference's answer is to hold (kserve_core.h); owned */
+    void (*observe)(kn_call *call); /* the job waited for has changed; may be NULL */
 
     /* Following a job. */
     kn_live *live; /* pinned */
@@ -83,6 +84,11 @@ kn_call *kn_call_open(kn_server *server, kn_http_exchange *exchange, const kn_ro
  * a submission is. `parameter` is the id it is about, or "". NULL: no memory, and the call has been told. */
 kn_call *kn_call_open_grpc(kn_server *server, kn_grpc_call *grpc, const kn_call_front *front, const kn_route *route,
                            const char *parameter);
+/* The same without becoming the gRPC call's user, for one of several calls that share it. NULL: no memory, and nothing
+ * has been told. */
+kn_call *kn_call_share_grpc(kn_server *server, kn_grpc_call *grpc, const kn_call_front *front, const kn_route *route,
+                            const char *parameter);
+void kn_call_gone(kn_call *call);             /* the client is gone */
 void kn_call_closed_grpc(kn_grpc_call *grpc); /* for kn_grpc_method.closed, where the call's user is a kn_call */
 /* Is the client still there, and not answered? */
 bool kn_call_waits(const kn_call *call);

@@ -95,7 +95,8 @@ typedef struct kn_server {
         char id[KN_WATCH_ID_BYTES];
         struct kn_rpc_block *block;
     } rpc_event;
-    struct kn_call *stream_calls; /* server-sent events (api.h) */
+    struct kn_health_watch *health_watches; /* who is told of a change (health.h) */
+    struct kn_call *stream_calls;           /* server-sent events (api.h) */
     int32_t streams;
     int32_t calls;      /* requests being answered */
     int32_t submitting; /* jobs the store has been asked to take */

@@ -9,6 +9,9 @@
 #include "base/log.h"
 #include "server/api.h"
 #include "server/front.h"
+#include "server/health.h"
+#include "server/kserve_grpc.h"
+#include "server/reflection.h"
 #include "server/references.h"
 #include "server/rpc_service.h"
 
@@ -17,7 +20,11 @@
 static const kn_grpc_service *const services[] = {
     &kn_rpc_videos_service,
     &kn_rpc_admin_service,
-    NULL,
+    &kn_inference_service,
+    &kn_health_service,
+    &kn_reflection_service,
+    &kn_reflection_alpha_service,
+    NULL, /* the end */
 };
 
 static size_t service_count(void)
@@ -126,6 +133,7 @@ kn_status kn_front_reload(kn_server *s)
 void kn_front_drain(kn_server *s)
 {
     if (!s->grpc) return;
+    kn_health_end(s);
     kn_grpc_server_drain(s->grpc);
     kn_http_server_drain(s->grpc_http, NULL, NULL);
 }

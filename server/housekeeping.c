@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "server/api.h"
+#include "server/health.h"
 #include "server/kserve_core.h"
 #include "server/notify_ready.h"
 #include "server/sweep.h"
@@ -291,6 +292,7 @@ static void on_tick(evutil_socket_t fd, short what, void *context)
     kn_dispatch_pump(s);
     if (h->ticks % HEARTBEAT_SECONDS == 0) kn_api_heartbeat(s);
     kn_kserve_sweep(s);
+    kn_health_tell(s);
     if (kn_store_health(s->store) == KN_FATAL && !s->draining) {
         kn_log(KN_LOG_ERROR, "the store has failed; stopping, so that a restart can recover it");
         s->failure = KN_FATAL;

@@ -128,6 +128,13 @@ kn_status kn_kserve_check_version(const char *model, const char *version, kn_api
     return KN_NOT_FOUND;
 }
 
+kn_status kn_kserve_check_change(const char *parameter, kn_api_error *error)
+{
+    if (strcmp(parameter, "unload_dependents") == 0) return KN_OK; /* there are none */
+    return kn_api_unsupported(error, parameter, "unsupported_parameter",
+                              "Models are loaded from this server's own folders; '%.64s' cannot be given.", parameter);
+}
+
 /* ---- statistics ---- */
 
 static void add(kn_kserve_duration *duration, double ns)

@@ -106,6 +106,10 @@ size_t kn_kserve_settings(kn_kserve_setting out[KN_KSERVE_SETTINGS_MAX], const k
 /* "" and "1" are the version there is; anything else 404. */
 kn_status kn_kserve_check_version(const char *model, const char *version, kn_api_error *error);
 
+/* A parameter of a load or unload: models come from the server's own folders, so none that brings a configuration or
+ * files can be had. */
+kn_status kn_kserve_check_change(const char *parameter, kn_api_error *error);
+
 /* ---- statistics ---- */
 
 typedef struct kn_kserve_duration {

@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _POSIX_C_SOURCE 200809L
+
 #include "server/kserve_core.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "server/api.h"
 
 kn_status kn_kserve_find(kn_server *s, const char *name, const char *version, kn_catalog_model **out,
@@ -142,6 +146,32 @@ fail:
 }
 
 /* ---- answers ---- */
+
+kn_kserve_wish *kn_kserve_wish_of(const kn_kserve_request *request, const kn_catalog_model *model)
+{
+    kn_kserve_wish *wish = kn_alloc(sizeof *wish);
+    if (!wish) return NULL;
+    *wish = (kn_kserve_wish){.outputs = kn_kserve_answered(request), .binary = request->binary};
+    snprintf(wish->id, sizeof wish->id, "%s", request->id);
+    snprintf(wish->model, sizeof wish->model, "%s", model->name);
+    return wish;
+}
+
+kn_kserve_answer kn_kserve_answer_to(const kn_kserve_wish *wish)
+{
+    return (kn_kserve_answer){
+        .model = wish->model, .id = wish->id, .outputs = wish->outputs, .binary = wish->binary, .last = true};
+}
+
+bool kn_kserve_read_file(int fd, void *out, uint64_t bytes)
+{
+    for (uint64_t got = 0; got < bytes;) {
+        const ssize_t more = pread(fd, (char *)out + got, bytes - got, (off_t)got);
+        if (more <= 0) return false;
+        got += (uint64_t)more;
+    }
+    return true;
+}
 
 kn_status kn_kserve_open_answer(kn_server *s, const kn_live *live, kn_kserve_answer *a, int *fd, uint64_t *file_bytes,
                                 kn_api_error *error)

@@ -10,6 +10,14 @@
 /* Longest file inside an answer. A longer one is there all the same, under its id in the Videos API. */
 enum { KN_KSERVE_FILE_BYTES_MAX = 56 << 20 };
 
+/* What the answer of an inference is to hold, while its job runs. */
+typedef struct kn_kserve_wish {
+    unsigned outputs, binary;
+    char model[KN_MODEL_NAME_BYTES];
+    char id[KN_KSERVE_ID_BYTES_MAX + 1];
+    void *stream; /* of ModelStreamInfer: its request (kserve_infer.c) */
+} kn_kserve_wish;
+
 /* By folder name or alias, with its one version; else 404. */
 kn_status kn_kserve_find(kn_server *server, const char *name, const char *version, kn_catalog_model **out,
                          kn_api_error *error);
@@ -32,9 +40,16 @@ kn_status kn_kserve_load(kn_server *server, const char *name, const char *who, k
 /* From time to time: what unloading leaves to be done. */
 void kn_kserve_sweep(kn_server *server);
 
+/* NULL: no memory. kn_free it. */
+kn_kserve_wish *kn_kserve_wish_of(const kn_kserve_request *request, const kn_catalog_model *model);
+/* An answer to it without what the job says. */
+kn_kserve_answer kn_kserve_answer_to(const kn_kserve_wish *wish);
+
 /* The finished job's part of an answer; `answer` has model, id, outputs and binary already. KN_OK, or what the client
  * is told; the caller closes *fd (-1 where no output is a file). */
 kn_status kn_kserve_open_answer(kn_server *server, const kn_live *live, kn_kserve_answer *answer, int *fd,
                                 uint64_t *file_bytes, kn_api_error *error);
+/* The file's bytes into out[bytes]. False: it is shorter, or cannot be read. */
+bool kn_kserve_read_file(int fd, void *out, uint64_t bytes);
 
 #endif

@@ -2,8 +2,6 @@
  *
  * KServe v2 and Triton's extensions over REST. An inference is a job like any other: it goes through the intake that
  * POST /v1/videos uses, waits for its end as POST /v1/videos/sync does, and is seen in GET /v1/videos. */
-#define _POSIX_C_SOURCE 200809L
-
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -18,12 +16,6 @@
 enum {
     ANSWER_BYTES_MAX = 2 * KN_KSERVE_FILE_BYTES_MAX, /* base64 takes a third more */
     INFER_BYTES_MAX = 2 << 20,                       /* JSON and binary inputs */
-};
-
-struct kn_kserve_wish {
-    unsigned outputs, binary;
-    char model[KN_MODEL_NAME_BYTES];
-    char id[KN_KSERVE_ID_BYTES_MAX + 1];
 };
 
 /* ---- health ---- */
@@ -139,18 +131,14 @@ static void handle_index(kn_call *call)
     kn_call_json(call, &text, NULL, 0);
 }
 
-/* Models come from the server's own folder: a configuration or files in the request would be another one. */
 static kn_status check_repository_parameters(const json_t *root, kn_api_error *error)
 {
+    kn_status st = KN_OK;
     json_t *parameters = json_object_get(root, "parameters");
-    for (void *at = json_object_iter(parameters); at; at = json_object_iter_next(parameters, at)) {
-        const char *name = json_object_iter_key(at);
-        if (strcmp(name, "unload_dependents") != 0)
-            return kn_api_unsupported(error, name, "unsupported_parameter",
-                                      "Models are loaded from this server's own folders; '%.64s' cannot be given.",
-                                      name);
-    }
-    return KN_OK;
+    for (void *at = json_object_iter(parameters); at; at = json_object_iter_next(parameters, at))
+        KN_TRY(kn_kserve_check_change(json_object_iter_key(at), error));
+fail:
+    return st;
 }
 
 static void change_model(kn_call *call,
@@ -183,17 +171,10 @@ static void handle_unload(kn_call *call)
 /* All of a small file. */
 static void *read_file(int fd, uint64_t bytes)
 {
-    char *all = kn_alloc(bytes + 1);
-    uint64_t got = 0;
-    while (all && got < bytes) {
-        const ssize_t more = pread(fd, all + got, bytes - got, (off_t)got);
-        if (more <= 0) {
-            kn_free(all);
-            return NULL;
-        }
-        got += (uint64_t)more;
-    }
-    return all;
+    void *all = kn_alloc(bytes + 1);
+    if (all && kn_kserve_read_file(fd, all, bytes)) return all;
+    kn_free(all);
+    return NULL;
 }
 
 /* The JSON, the binary outputs and, behind both, the file. Takes fd. */
@@ -241,8 +222,7 @@ static void deliver(kn_call *call)
     kn_api_error error;
     int fd;
     uint64_t file_bytes;
-    const struct kn_kserve_wish *wish = call->wish;
-    kn_kserve_answer answer = {.model = wish->model, .id = wish->id, .outputs = wish->outputs, .binary = wish->binary};
+    kn_kserve_answer answer = kn_kserve_answer_to(call->wish);
     if (kn_kserve_open_answer(call->server, call->live, &answer, &fd, &file_bytes, &error) == KN_OK)
         reply_answer(call, &answer, fd, file_bytes);
     else
@@ -261,12 +241,8 @@ static kn_status read_request(kn_call *call, const kn_catalog_model *model, kn_t
         kn_kserve_json_length(&json_bytes, kn_http_header(call->exchange, "inference-header-content-length"), error));
     KN_TRY(kn_kserve_json_parse(&request, &root, sent, bytes, json_bytes, error));
     KN_TRY(kn_kserve_body(body, &request, call->parameter, error));
-    call->wish = kn_alloc(sizeof *call->wish);
+    call->wish = kn_kserve_wish_of(&request, model);
     if (!call->wish) KN_TRY(kn_api_from_status(error, KN_NOMEM));
-    call->wish->outputs = kn_kserve_answered(&request);
-    call->wish->binary = request.binary;
-    snprintf(call->wish->id, sizeof call->wish->id, "%s", request.id);
-    snprintf(call->wish->model, sizeof call->wish->model, "%s", model->name);
 fail:
     json_decref(root);
     return st;
