@@ -24,6 +24,19 @@ typedef struct kn_child_params {
     bool keep_stderr;        /* share the caller's standard error; otherwise /dev/null like input and output */
 } kn_child_params;
 
+/* Whether this build has a sanitizer, which reserves terabytes of addresses, allocates in its own way and looks for
+ * leaks as a debugger would: confinement leaves room for that. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define KN_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define KN_SANITIZED 1
+#endif
+#endif
+#ifndef KN_SANITIZED
+#define KN_SANITIZED 0
+#endif
+
 typedef struct kn_child {
     int process; /* process id; 0: there is none */
     int pidfd;   /* readable when it has ended; -1: there is none */

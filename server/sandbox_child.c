@@ -33,18 +33,6 @@
 #include "server/sandbox.h"
 #include "server/sandbox_wire.h"
 
-/* A sanitizer reserves terabytes of addresses and allocates in its own way. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED 0
-#endif
-
 enum {
     DESCRIPTORS_MAX = 8,
     ROW_PADDING = 128, /* pixels; above what any decoder aligns to */
@@ -82,7 +70,7 @@ static kn_status limit(int resource, rlim_t value)
 static kn_status set_limits(void)
 {
     kn_status st = KN_OK;
-    if (!SANITIZED) KN_TRY(limit(RLIMIT_AS, KN_SANDBOX_MEMORY));
+    if (!KN_SANITIZED) KN_TRY(limit(RLIMIT_AS, KN_SANDBOX_MEMORY));
     KN_TRY(limit(RLIMIT_CPU, KN_SANDBOX_CPU_S));
     KN_TRY(limit(RLIMIT_FSIZE, 0));
     KN_TRY(limit(RLIMIT_NOFILE, DESCRIPTORS_MAX));
@@ -136,7 +124,7 @@ static int allow_calls(scmp_filter_ctx filter)
     for (size_t i = 0; i < sizeof allowed_calls / sizeof *allowed_calls && !error; i++)
         error = seccomp_rule_add(filter, SCMP_ACT_ALLOW, allowed_calls[i], 0);
     /* What a sanitizer asks before a function that does not return. */
-    if (SANITIZED && !error) error = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(sigaltstack), 0);
+    if (KN_SANITIZED && !error) error = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(sigaltstack), 0);
     /* A sanitizer's words, and the report. */
     const struct scmp_arg_cmp to_stderr = argument(0, SCMP_CMP_EQ, STDERR_FILENO, 0);
     const struct scmp_arg_cmp to_server = argument(0, SCMP_CMP_EQ, KN_SANDBOX_REPORT_FD, 0);
@@ -259,7 +247,7 @@ static bool probe_before_filter(decoding *d, bool landlock)
     }
     if (strcmp(d->probe, "memory") == 0) {
         const void *map = mmap(NULL, KN_SANDBOX_MEMORY, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        report(d, SANITIZED           ? KN_SANDBOX_PROBE_ABSENT
+        report(d, KN_SANITIZED        ? KN_SANDBOX_PROBE_ABSENT
                   : map == MAP_FAILED ? KN_SANDBOX_PROBE_HELD
                                       : KN_SANDBOX_PROBE_FREE);
         return true;

@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "server/child.h"
+#include "server/confine.h"
 #include "server/link.h"
 #include "server/wire.h"
 
@@ -255,7 +256,8 @@ static kn_status enter(int fd)
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_IGN);
     if (fd > STDERR_FILENO + 1) close_range(STDERR_FILENO + 1, (unsigned)fd - 1, 0);
     close_range((unsigned)fd + 1, ~0u, 0);
-    return kn_child_enter();
+    const kn_status st = kn_child_enter();
+    return st == KN_OK ? kn_confine_worker() : st;
 }
 
 int kn_worker_main(int argc, char **argv)

@@ -405,7 +405,7 @@ def main():
     sums = undisturbed(folder / "calm")
     server, jobs, choice = Server(folder / "storm"), Jobs(), random.Random(given.seed)
     fickle, receiver = Fickle(server, jobs, given.seed), Receiver()
-    clients = [Load(server, jobs, receiver, f"c{given.seed}-{i}", 0.25) for i in range(3)]
+    clients = [Load(server, jobs, receiver, f"c{given.seed}-{i}", 0.25) for i in range(3)] + [fickle]
     started = time.monotonic()
     missed = []
     server.hook = receiver.server_address[1]
@@ -413,7 +413,6 @@ def main():
     status, body = server.ask("POST", "/v1/webhook_endpoints", {"url": f"http://127.0.0.1:{server.hook}/hook"})
     if status != 200:
         raise SystemExit(f"no webhook endpoint: {body!r}")
-    clients.append(fickle)
     for client in clients:
         client.start()
     server.kill()
