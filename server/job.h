@@ -24,7 +24,7 @@
 #include "scheduler/scheduler.h"
 
 enum {
-    KN_JOB_ID_BYTES = 40,     /* "video_" and 32 hexadecimal digits of a random number, with the NUL */
+    KN_JOB_ID_BYTES = 40,     /* "video_" and 32 hexadecimal digits, with the NUL */
     KN_TENANT_BYTES = 64,     /* [a-z0-9][a-z0-9._-]*, with the NUL */
     KN_MODEL_NAME_BYTES = 64, /* folder below --models: [a-z0-9][a-z0-9._-]*, with the NUL */
     KN_ERROR_CODE_BYTES = 48, /* "cancelled", "worker_lost", ... with the NUL */
@@ -83,7 +83,7 @@ bool kn_job_state_final(kn_job_state state);       /* completed and after */
 /* May a job go from one state to the other? The table above. */
 bool kn_job_transition_allowed(kn_job_state from, kn_job_state to);
 
-/* A fresh "video_..." id from the system's random numbers. */
+/* A fresh "video_..." id: the time in milliseconds, then 80 bits from the system's random numbers. */
 kn_status kn_job_new_id(char id[KN_JOB_ID_BYTES]);
 /* Is this text an id this server could have given? Checked before anything is looked up. */
 bool kn_job_id_valid(const char *id);

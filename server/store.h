@@ -57,7 +57,7 @@ enum {
     KN_ENDPOINTS_PER_TENANT = 16,          /* the next one is refused with KN_INVALID */
     KN_KEY_MODELS_BYTES = 4096,            /* comma separated names, with the NUL */
     KN_REGION_BYTES = 32,                  /* with the NUL */
-    KN_STORE_WAL_CHECKPOINT = 16 << 20,    /* bytes of write-ahead log after which it is copied into the database */
+    KN_STORE_WAL_CHECKPOINT = 4 << 20,     /* bytes of write-ahead log after which it is copied into the database */
     KN_STORE_WAL_MAX = 64 << 20,           /* bytes after which the copy waits for readers */
     KN_STORE_PENDING_BYTES_MAX = 256 << 20 /* of all operations submitted and not drained */
 };

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _POSIX_C_SOURCE 200809L
 #include "server/job.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -27,6 +30,23 @@ static void ids_are_valid_and_differ(void **state)
                                       "video_../../../../../../../../etc/pass",
                                       "image_0123456789abcdef0123456789abcdef"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_false(kn_job_id_valid(bad[i]));
+}
+
+/* So that an index over them grows at its end. */
+static void ids_begin_with_the_time(void **state)
+{
+    (void)state;
+    char before[KN_JOB_ID_BYTES], after[KN_JOB_ID_BYTES];
+    const struct timespec pause = {.tv_nsec = 5000000};
+    assert_int_equal(kn_job_new_id(before), KN_OK);
+    nanosleep(&pause, NULL);
+    assert_int_equal(kn_job_new_id(after), KN_OK);
+    char digits[13] = {0};
+    memcpy(digits, after + 6, 12);
+    const long long ms = strtoll(digits, NULL, 16), now = (long long)time(NULL) * 1000;
+    assert_in_range(ms, now - 60000, now + 60000);
+    assert_true(strcmp(before, after) < 0 || ms + 1000 < now); /* or the clock was set back meanwhile */
+    assert_int_not_equal(memcmp(before + 18, after + 18, 20), 0);
 }
 
 static void a_final_state_never_runs_again_by_itself(void **state)
@@ -76,6 +96,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ids_are_valid_and_differ),
+        cmocka_unit_test(ids_begin_with_the_time),
         cmocka_unit_test(a_final_state_never_runs_again_by_itself),
         cmocka_unit_test(a_copy_owns_its_strings),
     };
