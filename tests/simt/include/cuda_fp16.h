@@ -33,6 +33,7 @@ static inline unsigned short simt_half_bits(float value)
     const unsigned u = __float_as_uint(value), sign = u >> 16 & 0x8000u;
     const float a = fabsf(value);
     if (a != a) return 0x7fff;
+    if (a == 0.0f) return (unsigned short)sign;
     if (a >= 65520.0f) return (unsigned short)(sign | 0x7c00u);
     int exponent;
     frexpf(a, &exponent);
