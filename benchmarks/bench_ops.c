@@ -60,12 +60,18 @@ fail:
     return st;
 }
 
+/* A GPU only queues its work. */
+static kn_status finished(const op_call *c, kn_status queued)
+{
+    return queued == KN_OK ? kn_stream_synchronize(c->bench->stream) : queued;
+}
+
 /* ---- attention ---- */
 
 static kn_status run_attention(void *opaque)
 {
     op_call *c = opaque;
-    return c->ops->attention(c->bench->stream, &c->attention);
+    return finished(c, c->ops->attention(c->bench->stream, &c->attention));
 }
 
 static kn_status bench_attention(kn_bench *b, const kn_wan_dit_config *config, kn_dtype type, int32_t keys)
@@ -103,7 +109,7 @@ fail:
 static kn_status run_gemm(void *opaque)
 {
     op_call *c = opaque;
-    return c->ops->gemm(c->bench->stream, &c->gemm);
+    return finished(c, c->ops->gemm(c->bench->stream, &c->gemm));
 }
 
 static kn_status bench_gemm(kn_bench *b, kn_dtype type, int64_t n, int64_t k, kn_activation activation)
@@ -135,7 +141,7 @@ fail:
 static kn_status run_layernorm(void *opaque)
 {
     op_call *c = opaque;
-    return c->ops->layernorm(c->bench->stream, &c->layernorm);
+    return finished(c, c->ops->layernorm(c->bench->stream, &c->layernorm));
 }
 
 static kn_status bench_layernorm(kn_bench *b, kn_dtype type, int64_t cols)
@@ -163,7 +169,7 @@ fail:
 static kn_status run_conv(void *opaque)
 {
     op_call *c = opaque;
-    return c->ops->conv(c->bench->stream, &c->conv);
+    return finished(c, c->ops->conv(c->bench->stream, &c->conv));
 }
 
 static kn_status take_frame(op_call *c, kn_frame *out, int32_t channels, int32_t border, kn_dtype type)

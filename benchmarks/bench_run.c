@@ -14,6 +14,7 @@
 #include "benchmarks/bench.h"
 #include "benchmarks/bench_http.h"
 #include "benchmarks/bench_store.h"
+#include "benchmarks/gpu.h"
 
 enum { RANDOM_BLOCK = 1 << 20, RANDOM_SEED = 7 };
 
@@ -142,13 +143,30 @@ void kn_bench_close(kn_bench_source *source)
 
 /* ---- the machine ---- */
 
-static kn_status measure_machine(kn_bench *b)
+static kn_status measure_cpu(kn_bench *b)
 {
     kn_status st = KN_OK;
     double memory;
     KN_TRY(kn_roofline_measure_memory(&memory, b->info.threads));
     KN_TRY(kn_roofline_measure(&b->bound, kn_isa_parse(b->info.tier), b->info.threads));
     b->bound.memory_bytes = memory;
+fail:
+    return st;
+}
+
+static kn_status measure_gpu(kn_bench *b)
+{
+    kn_gpu *gpu = NULL;
+    kn_status st = kn_gpu_open(&gpu, b->stream);
+    if (st == KN_OK) st = kn_gpu_bounds(gpu, b->stream, &b->bound);
+    kn_gpu_close(&gpu);
+    return st;
+}
+
+static kn_status measure_machine(kn_bench *b)
+{
+    kn_status st = KN_OK;
+    KN_TRY(b->info.host_memory ? measure_cpu(b) : measure_gpu(b));
     b->machine =
         json_pack("{s:s, s:s, s:i, s:b, s:I, s:f, s:f, s:f, s:f}", "processor", b->info.description, "tier",
                   b->info.tier, "threads", b->info.threads, "native_bf16", b->info.native_bf16, "memory_bytes",
@@ -156,15 +174,18 @@ static kn_status measure_machine(kn_bench *b)
                   "bf16_flop_per_second", b->bound.bf16_rate, "bandwidth_bytes_per_second", b->bound.memory_bytes);
     if (!b->machine) KN_TRY(kn_fail(KN_NOMEM, "out of memory for the description of the machine"));
     if (!b->settings->json)
-        printf("Kinora " KN_VERSION ": %s, %s, %d thread%s, load %.2f\n\n", b->info.description, b->info.tier,
-               b->info.threads, b->info.threads == 1 ? "" : "s", b->load);
-    KN_TRY(
-        kn_bench_put(b, &(kn_bench_row){.test = "fused multiply-add", .type = "float32", .flop = b->bound.f32_rate}));
-    if (b->info.native_bf16)
-        KN_TRY(kn_bench_put(
-            b, &(kn_bench_row){
-                   .test = "dot product of pairs", .type = "bfloat16", .bf16 = true, .flop = b->bound.bf16_rate}));
-    KN_TRY(kn_bench_put(b, &(kn_bench_row){.test = "memory, triad", .bytes = b->bound.memory_bytes}));
+        printf("Kinora " KN_VERSION ": %s, %s, %d %s%s, load %.2f\n\n", b->info.description, b->info.tier,
+               b->info.threads, b->info.host_memory ? "thread" : "multiprocessor", b->info.threads == 1 ? "" : "s",
+               b->load);
+    static const char *const cpu[] = {"fused multiply-add", "dot product of pairs", "memory, triad"};
+    static const char *const gpu[] = {"cuBLASLt, 8192 cubed", "cuBLASLt, 8192 cubed", "memory, copy"};
+    kn_bench_row rows[] = {{.type = "float32", .flop = b->bound.f32_rate},
+                           {.type = "bfloat16", .bf16 = true, .flop = b->bound.bf16_rate},
+                           {.bytes = b->bound.memory_bytes}};
+    for (int i = 0; i < 3; i++) {
+        snprintf(rows[i].test, sizeof rows[i].test, "%s", (b->info.host_memory ? cpu : gpu)[i]);
+        if (!rows[i].bf16 || b->info.native_bf16) KN_TRY(kn_bench_put(b, &rows[i]));
+    }
 fail:
     return st;
 }

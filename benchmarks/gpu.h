@@ -6,6 +6,7 @@
 #ifndef KN_BENCHMARKS_GPU_H
 #define KN_BENCHMARKS_GPU_H
 
+#include "benchmarks/roofline.h"
 #include "kernels/device.h"
 
 typedef struct kn_gpu kn_gpu;
@@ -36,6 +37,12 @@ kn_status kn_gpu_matmul(kn_gpu *gpu, kn_gpu_times *times, int64_t m, int64_t n, 
 kn_status kn_gpu_attention(kn_gpu *gpu, kn_gpu_times *times, const kn_attention_args *args, int32_t queries,
                            int32_t keys);
 const char *kn_gpu_attention_name(const kn_gpu *gpu); /* "cuDNN 9.19.0", or NULL */
+
+/* All of a GPU's ceilings: the copy, and cuBLASLt's product of 8192 x 8192 normal values in both types. */
+kn_status kn_gpu_bounds(kn_gpu *gpu, kn_stream *stream, kn_roofline *out);
+
+/* Normally distributed values in host memory, the same block over and over: a GPU's clocks depend on what it computes. */
+void kn_gpu_normal(void *out, int64_t count, kn_dtype dtype);
 
 /* From NVML, where it can be loaded; numbers it does not have are -1. */
 typedef struct kn_gpu_state {

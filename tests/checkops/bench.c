@@ -96,26 +96,6 @@ fail:
     return st;
 }
 
-/* The ceilings of a GPU: its own copy, and the best library's large products of normal values. */
-static kn_status measure_gpu(bench *b, kn_roofline *bound)
-{
-    enum { SIDE = 8192 };
-    kn_status st = KN_OK;
-    kn_gpu_times times;
-    KN_TRY(kn_gpu_copy_rate(b->gpu, &bound->memory_bytes));
-    for (kn_dtype dtype = KN_F32; dtype <= KN_BF16; dtype++) {
-        kn_matrix a = bench_matrix(b, SIDE, SIDE, dtype), w = bench_matrix(b, SIDE, SIDE, dtype);
-        kn_matrix out = bench_matrix(b, SIDE, SIDE, dtype);
-        KN_TRY(b->status);
-        KN_TRY(kn_gpu_matmul(b->gpu, &times, SIDE, SIDE, SIDE, dtype, out.data, a.data, w.data));
-        *(dtype == KN_F32 ? &bound->f32_rate : &bound->bf16_rate) = 2.0 * SIDE * SIDE * SIDE / times.median;
-        bench_release(b);
-    }
-
-fail:
-    return st;
-}
-
 kn_status bench_open_gpu(bench *b, const char *device, bool json)
 {
     kn_status st = KN_OK;
@@ -128,7 +108,7 @@ kn_status bench_open_gpu(bench *b, const char *device, bool json)
     kn_device_describe(tier->device, &info);
     snprintf(tier->name, sizeof tier->name, "%s", info.tier);
     b->threads = info.threads;
-    KN_TRY(measure_gpu(b, &tier->bound));
+    KN_TRY(kn_gpu_bounds(b->gpu, tier->stream, &tier->bound));
     print_header(b);
 
 fail:
@@ -202,24 +182,6 @@ static void fill(void *data, int64_t count, kn_dtype dtype)
     }
 }
 
-/* Normal values (Box and Muller 1958), the same block over and over. */
-enum { NORMAL_BLOCK = 1 << 20 };
-
-static void fill_normal(void *data, int64_t count, kn_dtype dtype)
-{
-    uint32_t state = 1;
-    const int64_t block = count < NORMAL_BLOCK ? count : NORMAL_BLOCK;
-    for (int64_t i = 0; i < block; i++) {
-        state = state * 1664525u + 1013904223u;
-        const double radius = sqrt(-2 * log(((double)(state >> 8) + 0.5) / (1 << 24)));
-        state = state * 1664525u + 1013904223u;
-        check_store(data, dtype, i, radius * cos(6.283185307179586 * (state >> 8) / (1 << 24)));
-    }
-    const size_t bytes = kn_dtype_bytes(dtype);
-    for (int64_t i = block; i < count; i += block)
-        memcpy((char *)data + (size_t)i * bytes, data, (size_t)(count - i < block ? count - i : block) * bytes);
-}
-
 /* `count` values in device memory. */
 static void *take_values(bench *b, int64_t count, kn_dtype dtype)
 {
@@ -231,7 +193,7 @@ static void *take_values(bench *b, int64_t count, kn_dtype dtype)
     }
     void *host = b->status == KN_OK ? kn_alloc(bytes) : NULL;
     if (!host) return keep(b, b->blocks, &b->block_count, NULL, bytes);
-    fill_normal(host, count, dtype);
+    kn_gpu_normal(host, count, dtype);
     void *data = bench_upload(b, host, bytes);
     kn_free(host);
     return data;
@@ -263,7 +225,8 @@ kn_frame bench_frame(bench *b, int32_t height, int32_t width, int32_t channels, 
     if (!host) return f;
     for (int32_t y = 0; y < height; y++) {
         void *pixels = host + first + y * row * element;
-        b->gpu ? fill_normal(pixels, (int64_t)width * channels, dtype) : fill(pixels, (int64_t)width * channels, dtype);
+        b->gpu ? kn_gpu_normal(pixels, (int64_t)width * channels, dtype)
+               : fill(pixels, (int64_t)width * channels, dtype);
     }
     char *data = b->gpu ? bench_upload(b, host, bytes) : host;
     if (data) f.data = data + first;
