@@ -41,7 +41,8 @@ const char *kn_gpu_attention_name(const kn_gpu *gpu); /* "cuDNN 9.19.0", or NULL
 /* All of a GPU's ceilings: the copy, and cuBLASLt's product of 8192 x 8192 normal values in both types. */
 kn_status kn_gpu_bounds(kn_gpu *gpu, kn_stream *stream, kn_roofline *out);
 
-/* Normally distributed values in host memory, the same block over and over: a GPU's clocks depend on what it computes. */
+/* Normally distributed values in host memory, the same block over and over: a GPU's clocks depend on what it computes.
+ */
 void kn_gpu_normal(void *out, int64_t count, kn_dtype dtype);
 
 /* From NVML, where it can be loaded; numbers it does not have are -1. */
