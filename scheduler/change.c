@@ -386,7 +386,8 @@ static kn_status end_slice(kn_scheduler *s, const kn_change_slice *slice, bool f
     d->busy = false;
     s->idle |= UINT64_C(1) << slice->device;
     for (int32_t i = 0; i < slice->count; i++) end_job(s, &slice->jobs[i], failed, now_ns);
-    for (int32_t i = 0; i < d->running_count; i++) end_unnamed(s, d->running[i], now_ns);
+    for (int32_t i = 0; i < d->running_count; i++)
+        if (d->running[i] != KN_NO_SLOT) end_unnamed(s, d->running[i], now_ns); /* else it has left the device */
 fail:
     return st;
 }
