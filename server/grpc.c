@@ -92,13 +92,26 @@ static void free_call(kn_grpc_call *call)
     kn_free(call);
 }
 
+/* A service has it from now on; and no more. */
+static void mark_told(kn_grpc_call *call)
+{
+    if (!call->told && !call->over) call->connection->served++;
+    call->told = true;
+}
+
+static void mark_over(kn_grpc_call *call)
+{
+    if (call->told && !call->over) call->connection->served--;
+    call->over = true;
+}
+
 /* The service hears that it is over, and lets go. */
 static void tell_closed(kn_grpc_call *call, kn_grpc_code code)
 {
     if (call->over) return;
     call->code = code;
     if (call->told && call->method->closed) call->method->closed(call);
-    call->over = true;
+    mark_over(call);
 }
 
 void kn_grpc_on_closed(kn_h2_stream *stream, uint32_t error, void *context)
@@ -149,7 +162,7 @@ static void conclude(kn_grpc_call *call, kn_grpc_code code, const char *message)
     size_t count = 0;
     kn_text text = kn_text_fixed(storage, sizeof storage);
     const bool alone = !call->responded;
-    call->over = true;
+    mark_over(call);
     call->code = code;
     snprintf(number, sizeof number, "%d", code);
     if (alone) {
@@ -187,7 +200,8 @@ void kn_grpc_call_end(kn_grpc_call *call, kn_grpc_code code, const char *message
 /* The service's callbacks end a call as they please; what follows looks at `over`. */
 static void hand_message(kn_grpc_call *call, const uint8_t *bytes, size_t count)
 {
-    call->told = call->running = true;
+    mark_told(call);
+    call->running = true;
     call->received_bytes += count;
     call->method->message(call, bytes, count);
     call->running = false;
@@ -205,7 +219,8 @@ static void hand_end(kn_grpc_call *call)
             kn_grpc_call_end(call, KN_GRPC_UNIMPLEMENTED, "this method takes exactly one message");
         }
     } else if (method->half_closed) {
-        call->told = call->running = true;
+        mark_told(call);
+        call->running = true;
         method->half_closed(call);
         call->running = false;
     }
@@ -315,7 +330,8 @@ void kn_grpc_call_begin(kn_grpc_call *call, bool end)
 {
     call->half_closed = end;
     if (call->method->start) {
-        call->told = call->running = true;
+        mark_told(call);
+        call->running = true;
         call->method->start(call);
         call->running = false;
     }

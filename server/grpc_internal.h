@@ -19,6 +19,7 @@ typedef struct kn_grpc_connection kn_grpc_connection;
 enum {
     KN_GRPC_TRAILERS_MAX = 8,
     KN_GRPC_KEPT_BYTES = 128 << 10, /* metadata of a connection's calls, together */
+    KN_GRPC_STUCK_MAX = 192,        /* of a connection; beyond it new streams are refused until some move */
 };
 
 /* Calls with the same key share it. */
@@ -67,6 +68,8 @@ struct kn_grpc_connection {
     LIST_HEAD(, kn_grpc_call) calls;
     kn_grpc_caller *caller; /* of the latest call */
     size_t kept_bytes;
+    int32_t served; /* calls that a service has */
+    int32_t stuck;  /* streams that none has: half sent or half read, after the last flush */
     evutil_socket_t fd;
     bool tls, is_ready, reading;
     bool closing; /* nothing more is read; what is in the output goes out, then the socket closes */

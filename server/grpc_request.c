@@ -166,6 +166,10 @@ void kn_grpc_on_request(kn_h2_stream *stream, const kn_h2_head *head, void *cont
 {
     kn_grpc_connection *c = context;
     request r = {0};
+    if (c->stuck >= KN_GRPC_STUCK_MAX) {
+        kn_h2_reset(stream, KN_H2_REFUSED_STREAM);
+        return;
+    }
     sort_fields(&r, head);
     if (!r.path || !r.method) { /* nghttp2 insists on both; they were beyond the limit */
         answer(stream, 431, NULL, false);

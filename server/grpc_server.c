@@ -22,8 +22,8 @@ enum {
     TICK_MICROSECONDS = 100000,
     READ_BYTES = 64 << 10,    /* of a connection at a time */
     OUTPUT_BYTES = 128 << 10, /* of a connection, waiting for the system */
+    SLICE_BYTES = 4 << 10,    /* read before what came of it is sent */
     TURN_BYTES = 2 << 20,     /* sent of one connection before the others have their turn */
-    PATH_BYTES = 256,
 };
 
 #define NOTICE_NS INT64_C(300000000)  /* from the shutdown notice to the real GOAWAY */
@@ -94,6 +94,7 @@ static void flush(kn_grpc_connection *c)
         if (made == 0 || c->dead) break;
     }
     if (turn >= TURN_BYTES) kn_grpc_schedule(c);
+    c->stuck = kn_h2_streams(c->h2) - c->served;
     if (kn_h2_finished(c->h2)) begin_closing(c);
     if (c->closing && evbuffer_get_length(output) == 0 && !c->tls) shutdown(c->fd, SHUT_WR);
 }
@@ -107,9 +108,13 @@ static void receive(kn_grpc_connection *c)
         return;
     }
     while ((count = evbuffer_get_contiguous_space(input)) > 0) {
+        if (count > SLICE_BYTES) count = SLICE_BYTES;
+        c->reading = true;
         const kn_status st = kn_h2_receive(c->h2, evbuffer_pullup(input, (ev_ssize_t)count), count, c->server->now_ns);
         evbuffer_drain(input, count);
-        if (st != KN_OK) break;
+        c->reading = false;
+        flush(c);
+        if (st != KN_OK || c->dead || c->closing) break;
     }
 }
 
@@ -118,10 +123,7 @@ static void on_read(struct bufferevent *stream, void *context)
     kn_grpc_connection *c = context;
     (void)stream;
     c->server->now_ns = kn_clock_ns();
-    c->reading = true;
     receive(c);
-    c->reading = false;
-    flush(c);
     if (c->dead) free_connection(c);
 }
 
@@ -200,7 +202,7 @@ static void check_call(kn_grpc_call *call, int64_t now_ns)
     const bool stalled = now_ns - kn_h2_stream_moved_ns(call->stream) > s->limits.stall_ns;
     if (!call->over && call->deadline_ns && now_ns >= call->deadline_ns) {
         kn_grpc_call_end(call, KN_GRPC_DEADLINE_EXCEEDED, "the deadline has passed");
-    } else if (stalled && kn_h2_stream_blocked(call->stream)) { /* its client takes nothing of what it asked for */
+    } else if (stalled && kn_h2_queued(call->stream) > 0) { /* its client takes nothing of what it asked for */
         s->stats.stalled++;
         kn_grpc_call_end(call, KN_GRPC_CANCELLED, "");
         kn_h2_reset(call->stream, KN_H2_ENHANCE_YOUR_CALM);

@@ -111,6 +111,15 @@ static int fail(kn_h2 *h, const char *why)
     return NGHTTP2_ERR_CALLBACK_FAILURE;
 }
 
+/* The same for what nghttp2 lets pass. */
+static int violate(kn_h2 *h, uint8_t error, const char *why)
+{
+    const bool first = !h->failed;
+    fail(h, why);
+    if (first) h->error = error;
+    return NGHTTP2_ERR_CALLBACK_FAILURE;
+}
+
 static int spend_idle(kn_h2 *h)
 {
     return spend(&h->idle_frames, h->now_ns) ? 0 : fail(h, "too_many_frames");
@@ -216,7 +225,9 @@ static int on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *head
     (void)session;
     switch (head->type) {
     case NGHTTP2_CONTINUATION: return ++h->continuations <= CONTINUATIONS_MAX ? 0 : fail(h, "too_many_continuations");
-    case NGHTTP2_HEADERS: h->continuations = 0; return 0;
+    case NGHTTP2_HEADERS: h->continuations = 0; return spend_idle(h); /* a request earns more than that */
+    case NGHTTP2_PRIORITY:
+        return head->stream_id == 0 ? violate(h, NGHTTP2_PROTOCOL_ERROR, "PRIORITY: stream_id == 0") : spend_idle(h);
     case NGHTTP2_DATA:
     case NGHTTP2_RST_STREAM:
     case NGHTTP2_SETTINGS:
@@ -233,7 +244,7 @@ static int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame
     h->in_section = true;
     if (!h->text) h->text = kn_alloc(KN_H2_HEADER_BYTES + 2 * KN_H2_FIELDS_MAX);
     if (!h->text) return fail(h, "memory");
-    if (frame->headers.cat != NGHTTP2_HCAT_REQUEST) return spend_idle(h); /* trailers */
+    if (frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0; /* trailers */
     h->traffic = true;
     earn(&h->idle_frames, 4.0);
     if (h->shared->streams >= h->shared->streams_max) {
@@ -368,6 +379,20 @@ static int on_stream_close(nghttp2_session *session, int32_t id, uint32_t error,
     (void)context;
     if (s) close_stream(s, error);
     return 0;
+}
+
+/* Types we do not know: asked for so that they are counted, and then left alone. */
+static int on_extension_chunk(nghttp2_session *session, const nghttp2_frame_hd *head, const uint8_t *bytes,
+                              size_t count, void *context)
+{
+    (void)session, (void)head, (void)bytes, (void)count, (void)context;
+    return NGHTTP2_ERR_CANCEL;
+}
+
+static int on_extension(nghttp2_session *session, void **payload, const nghttp2_frame_hd *head, void *context)
+{
+    (void)session, (void)payload, (void)head, (void)context;
+    return NGHTTP2_ERR_CANCEL;
 }
 
 static int on_invalid_frame(nghttp2_session *session, const nghttp2_frame *frame, int error, void *context)
@@ -562,21 +587,6 @@ void kn_h2_consume(kn_h2_stream *s, size_t count)
     nghttp2_session_consume(s->h2->session, s->id, count);
 }
 
-int32_t kn_h2_stream_id(const kn_h2_stream *s)
-{
-    return s->id;
-}
-
-kn_h2 *kn_h2_of(const kn_h2_stream *s)
-{
-    return s->h2;
-}
-
-void *kn_h2_context(const kn_h2 *h)
-{
-    return h->context;
-}
-
 void kn_h2_stream_set_user(kn_h2_stream *s, void *user)
 {
     s->user = user;
@@ -590,11 +600,6 @@ void *kn_h2_stream_user(const kn_h2_stream *s)
 int64_t kn_h2_stream_moved_ns(const kn_h2_stream *s)
 {
     return s->moved_ns;
-}
-
-bool kn_h2_stream_blocked(const kn_h2_stream *s)
-{
-    return s->queued > 0;
 }
 
 /* ---- the connection ---- */
@@ -619,6 +624,10 @@ static kn_status open_session(kn_h2 *h, int32_t streams)
         nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, on_frame_send);
         nghttp2_session_callbacks_set_send_data_callback(callbacks, on_send_data);
         nghttp2_session_callbacks_set_data_source_read_length_callback(callbacks, frame_bytes);
+        nghttp2_session_callbacks_set_on_extension_chunk_recv_callback(callbacks, on_extension_chunk);
+        nghttp2_session_callbacks_set_unpack_extension_callback(callbacks, on_extension);
+        for (unsigned type = NGHTTP2_CONTINUATION + 1; type <= UINT8_MAX; type++)
+            nghttp2_option_set_user_recv_extension_type(option, (uint8_t)type);
         nghttp2_option_set_no_auto_window_update(option, 1);
         nghttp2_option_set_no_closed_streams(option, 1);
         nghttp2_option_set_max_outbound_ack(option, 128);

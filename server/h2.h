@@ -112,13 +112,9 @@ void kn_h2_goaway(kn_h2 *h2, uint32_t error, const char *debug);
 
 /* ---- streams ---- */
 
-int32_t kn_h2_stream_id(const kn_h2_stream *stream);
-kn_h2 *kn_h2_of(const kn_h2_stream *stream);
-void *kn_h2_context(const kn_h2 *h2);
 void kn_h2_stream_set_user(kn_h2_stream *stream, void *user);
 void *kn_h2_stream_user(const kn_h2_stream *stream);
 int64_t kn_h2_stream_moved_ns(const kn_h2_stream *stream); /* bytes went either way last; as `now_ns` was told */
-bool kn_h2_stream_blocked(const kn_h2_stream *stream);     /* bytes are queued */
 
 /* `count` bytes that data() brought are no longer held: the window opens again. */
 void kn_h2_consume(kn_h2_stream *stream, size_t count);
