@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinora's own gRPC service, by grpcio and the stubs flatc makes."""
-import atexit
+"""Kinora's own gRPC service, by grpcio and the stubs flatc makes (clients/python)."""
 import concurrent.futures
 import hashlib
-import shutil
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import flatbuffers
@@ -14,16 +10,11 @@ import grpc
 
 from harness import PATIENCE, ROOT, SMALL, Server, ServerCase, is_jpeg, make_certificate, run, wait_for
 
-STUBS = Path(tempfile.mkdtemp(prefix="kinora-stubs-"))
-shutil.copy(ROOT / "server/schema/kinora.fbs", STUBS)
-subprocess.run(["flatc", "--python", "--grpc", "kinora.fbs"], cwd=STUBS, check=True)  # 2.0.8 ignores -o for gRPC
-sys.path.insert(0, str(STUBS))
 from kinora.v1 import (Chunk, Deleted, DownloadRequest, Empty, Event, EventKind, ListRequest, Model, ModelList,  # noqa
                        ModelRequest, Pair, Reference, ReferenceChunk, Statistics, Status, SubmitRequest, Video,
                        VideoList, VideoRequest, WatchRequest)
 from kinora.v1.kinora_grpc_fb import AdminStub, KinoraStub  # noqa: E402
 
-atexit.register(shutil.rmtree, STUBS, True)
 CODE = grpc.StatusCode
 
 
