@@ -14,7 +14,8 @@
 
 typedef int kn_command_fn(int argc, char **argv);
 
-kn_command_fn kn_cli_generate, kn_cli_model, kn_cli_bench, kn_cli_simulate;
+kn_command_fn kn_cli_generate, kn_cli_model, kn_cli_bench, kn_cli_simulate, kn_cli_devices_show;
+kn_command_fn kn_cli_rank; /* not for people: a rank of `generate` on several devices */
 kn_command_fn kn_cli_serve, kn_cli_jobs, kn_cli_key, kn_cli_status, kn_cli_drain, kn_cli_backup;
 
 /* The data directory a server would use: `given`, or the user's own. kn_alloc'ed; NULL: none is known. */

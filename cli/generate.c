@@ -21,12 +21,14 @@
 #include "cli/dump.h"
 #include "cli/options.h"
 #include "cli/progress.h"
+#include "cli/ranks.h"
 #include "engine/generation.h"
 #include "engine/media.h"
 
 typedef struct settings {
     const char *model, *output, *device, *isa, *encoder, *checkpoint, *resume, *dump;
     kn_precision precision, vae_precision;
+    kn_cli_devices devices; /* several; or none given */
     int32_t threads, crf;
     double seconds; /* of video; 0: not given */
     bool json, preview, has_seed, has_seconds, verbose;
@@ -43,6 +45,8 @@ typedef struct run {
     uint64_t media_bytes; /* what the video encoder is expected to hold */
     kn_media_writer *media;
     kn_generation *generation;
+    kn_ranks *ranks; /* NULL: on one device */
+    int32_t lost;    /* times the ranks had to be replaced */
     kn_dump dump;
     kn_progress progress;
     double load_seconds;
@@ -133,6 +137,8 @@ static kn_status parse_settings(settings *s, int argc, char **argv)
         {"vae-precision", 0, "TYPE", "the same for the autoencoder; auto is float32", kn_cli_precision,
          &s->vae_precision, NULL},
         {"device", 0, "NAME", "cpu", kn_cli_text, &s->device, NULL},
+        {"devices", 0, "LIST", "several that share the work: cpu:N, cuda:A-B or cuda:A,B", kn_cli_parse_devices,
+         &s->devices, NULL},
         {"threads", 0, "N", "CPU threads; default all cores", kn_cli_int32, &s->threads, NULL},
         {"isa", 0, "TIER", "highest CPU tier: ref, avx2, avx512, avx512bf16", kn_cli_text, &s->isa, NULL},
         {"output", 'o', "FILE", "out.mp4, .webm, .gif or frame-%04d.png; default out.mp4", kn_cli_text, &s->output,
@@ -174,7 +180,10 @@ static kn_status check_settings(settings *s)
     kn_status st = KN_OK;
     if (!s->model) return kn_fail(KN_INVALID, "--model is missing");
     if (!s->output) s->output = "out.mp4";
+    if (s->device && s->devices.count > 0) return kn_fail(KN_INVALID, "--device and --devices say the same; give one");
+    if (s->devices.count > 0) s->device = s->devices.name[0];
     if (!s->device) s->device = "cpu";
+    s->threads = kn_ranks_threads(&s->devices, s->threads);
     KN_TRY(check_writable("output", s->output));
     KN_TRY(check_writable("checkpoint", s->checkpoint));
     KN_TRY(check_writable("dump", s->dump));
@@ -232,6 +241,14 @@ static kn_status open_model(run *r)
                                                        .device = r->device,
                                                        .precision = s->precision,
                                                        .vae_precision = s->vae_precision}));
+    if (s->devices.count > 1)
+        KN_TRY(kn_ranks_start(&r->ranks, &(kn_ranks_params){.devices = &s->devices,
+                                                            .model = r->model,
+                                                            .directory = s->model,
+                                                            .precision = s->precision,
+                                                            .vae_precision = s->vae_precision,
+                                                            .isa = s->isa,
+                                                            .threads = s->threads}));
     r->load_seconds = kn_clock_seconds(kn_clock_ns() - start);
 fail:
     return st;
@@ -334,14 +351,18 @@ static kn_status print_start(const run *r)
     if (r->s->json) {
         KN_TRY(kn_request_to_json(&request, q));
         printf("{\"event\":\"start\",\"version\":\"" KN_VERSION "\",\"device\":\"%s\",\"tier\":\"%s\",\"threads\":%d,"
+               "\"ranks\":%d,"
                "\"precision\":\"%s\",\"vae_precision\":\"%s\",\"planned_bytes\":%" PRIu64
                ",\"planned_media_bytes\":%" PRIu64 ",\"request\":%s}\n",
-               info.name, info.tier, info.threads, kn_cli_type_name(kn_model_compute(r->model, KN_TRANSFORMER)),
+               info.name, info.tier, info.threads, kn_model_group(r->model)->size,
+               kn_cli_type_name(kn_model_compute(r->model, KN_TRANSFORMER)),
                kn_cli_type_name(kn_model_compute(r->model, KN_VAE)), r->plan.peak, r->media_bytes, request);
         fflush(stdout);
     } else {
-        fprintf(stderr, "%s: %s, %s, %d thread%s, %s\n", info.name, info.description, info.tier, info.threads,
+        fprintf(stderr, "%s: %s, %s, %d thread%s, %s", info.name, info.description, info.tier, info.threads,
                 info.threads == 1 ? "" : "s", kn_cli_type_name(kn_model_compute(r->model, KN_TRANSFORMER)));
+        if (r->ranks) fprintf(stderr, ", on each of %d ranks", kn_model_group(r->model)->size);
+        fputc('\n', stderr);
         fprintf(stderr,
                 "%dx%d, %d frames at %g fps, %d steps, guidance %g, seed %" PRIu64
                 "; memory planned %s, video encoder about %s\n",
@@ -419,7 +440,7 @@ static kn_status run_slices(run *r)
     for (kn_slice slice; (slice = kn_generation_next(r->generation)).kind != KN_SLICE_DONE;) {
         if (interrupted) return stop_here(r);
         const int64_t start = kn_clock_ns();
-        KN_TRY(kn_generation_step(&r->generation, 1));
+        KN_TRY(r->ranks ? kn_ranks_step(r->ranks, r->generation, &r->lost) : kn_generation_step(&r->generation, 1));
         const double seconds = kn_clock_seconds(kn_clock_ns() - start);
         if (r->s->checkpoint && (slice.kind == KN_SLICE_TEXT || slice.kind == KN_SLICE_DENOISE))
             KN_TRY(kn_generation_save(r->generation, r->s->checkpoint));
@@ -434,11 +455,21 @@ fail:
     return st;
 }
 
+/* To other ranks, by this one. */
+static uint64_t bytes_sent(const run *r)
+{
+    uint64_t sum = 0;
+    if (!r->ranks) return 0;
+    const kn_comm_stats stats = kn_ranks_stats(r->ranks);
+    for (int i = 0; i < KN_COMM_KINDS; i++) sum += stats.sent[i];
+    return sum;
+}
+
 static void print_end(const run *r)
 {
     const kn_progress *p = &r->progress;
     const kn_mem_stats memory = kn_mem_read();
-    const uint64_t resident = kn_cli_resident_peak();
+    const uint64_t resident = kn_cli_resident_peak(), sent = bytes_sent(r);
     if (r->s->json) {
         printf("{\"event\":\"done\",\"output\":");
         kn_cli_put_json_string(stdout, r->s->output);
@@ -446,17 +477,19 @@ static void print_end(const run *r)
                r->load_seconds);
         for (int i = 0; i < KN_SLICE_DONE; i++) printf(",\"%s\":%.6f", kn_slice_name((kn_slice_kind)i), p->seconds[i]);
         printf("},\"planned_bytes\":%" PRIu64 ",\"allocated_peak_bytes\":%" PRIu64 ",\"resident_peak_bytes\":%" PRIu64
-               "}\n",
-               r->plan.peak, memory.peak_bytes, resident);
+               ",\"lost_ranks\":%d,\"sent_bytes\":%" PRIu64 "}\n",
+               r->plan.peak, memory.peak_bytes, resident, r->lost, sent);
         fflush(stdout);
         return;
     }
-    char planned[16], peak[16], held[16];
+    char planned[16], peak[16], held[16], given[16];
     fprintf(stderr, "load %.2f s", r->load_seconds);
     for (int i = 0; i < KN_SLICE_DONE; i++)
         if (p->slices[i] > 0) fprintf(stderr, ", %s %.2f s", kn_slice_name((kn_slice_kind)i), p->seconds[i]);
     fprintf(stderr, "; memory planned %s, allocated %s, resident %s\n", kn_cli_bytes(planned, r->plan.peak),
             kn_cli_bytes(peak, memory.peak_bytes), kn_cli_bytes(held, resident));
+    if (r->ranks)
+        fprintf(stderr, "sent to other ranks %s, ranks replaced %d times\n", kn_cli_bytes(given, sent), r->lost);
     printf("%s\n", r->s->output);
 }
 
@@ -474,6 +507,7 @@ static kn_status generate(run *r)
     fflush(stdout);
     KN_TRY(check_stdout());
 fail:
+    kn_ranks_stop(&r->ranks);
     kn_generation_destroy(&r->generation);
     kn_media_abandon(&r->media);
     kn_dump_destroy(&r->dump);

@@ -20,6 +20,7 @@ static const struct {
     {"simulate", kn_cli_simulate, "run the scheduler through a made-up day"},
     {"model", kn_cli_model, "inspect a model folder"},
     {"bench", kn_cli_bench, "measure this machine, the operators and the networks"},
+    {"devices", kn_cli_devices_show, "list devices, how they are connected and which groups they can form"},
 };
 
 static int print_help(FILE *out)
@@ -43,6 +44,7 @@ int main(int argc, char **argv)
     bool known;
     const int code = kn_server_child(argc - 1, argv + 1, &known);
     if (known) return code;
+    if (strcmp(argv[1], "rank") == 0) return kn_cli_rank(argc - 1, argv + 1);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
     fprintf(stderr, "kinora: \"%s\" is not a command\n", argv[1]);

@@ -26,6 +26,11 @@ uint64_t kn_comm_epoch(const kn_comm *comm)
     return comm->epoch;
 }
 
+void kn_comm_bind(kn_comm *comm, kn_stream *stream)
+{
+    comm->stream = stream;
+}
+
 kn_comm_stats kn_comm_read_stats(const kn_comm *comm)
 {
     return comm->stats;

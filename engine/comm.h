@@ -63,6 +63,8 @@ typedef struct kn_comm_block {
 int32_t kn_comm_rank(const kn_comm *comm);
 int32_t kn_comm_ranks(const kn_comm *comm);
 uint64_t kn_comm_epoch(const kn_comm *comm);
+/* From now on its calls are ordered by this stream of the same device. Between calls. */
+void kn_comm_bind(kn_comm *comm, kn_stream *stream);
 kn_comm_stats kn_comm_read_stats(const kn_comm *comm);
 
 /* Every waiting and later call of every rank fails with `reason`; later calls of this do nothing. */

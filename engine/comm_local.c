@@ -511,7 +511,14 @@ static kn_status meet(local *c, int32_t rank)
     return give_up_for(c, KN_UNAVAILABLE, reason);
 }
 
-static kn_status wait_for_all(local *c)
+/* A rank that ended before it joined. */
+static bool never_joins(const int *pidfds, int32_t rank)
+{
+    struct pollfd ended = {.fd = pidfds ? pidfds[rank] : -1, .events = POLLIN};
+    return ended.fd >= 0 && poll(&ended, 1, 0) > 0;
+}
+
+static kn_status wait_for_all(local *c, const int *pidfds)
 {
     kn_status st = KN_OK;
     const int64_t start = kn_clock_ns();
@@ -524,8 +531,11 @@ static kn_status wait_for_all(local *c)
         missing = -1;
         for (int32_t r = 0; r < c->base.ranks; r++) {
             if (r == c->base.rank) continue;
+            const bool ended = never_joins(pidfds, r); /* before its state */
             if (atomic_load(&slots[r].state) < JOINED) {
                 missing = r;
+                snprintf(reason, sizeof reason, "rank %d of %d has died before it joined", r, c->base.ranks);
+                if (ended) return give_up_for(c, KN_UNAVAILABLE, reason);
                 continue;
             }
             if (!met[r]) KN_TRY(meet(c, r));
@@ -565,7 +575,7 @@ static kn_status join(local *c, const kn_comm_local_params *params)
     KN_TRY(start_heart(c));
     atomic_store(&own->state, JOINED);
     for (int32_t i = 0; i < c->base.ranks; i++) ring_bell(&c->at->slots[i]);
-    KN_TRY(wait_for_all(c));
+    KN_TRY(wait_for_all(c, params->pidfds));
 fail:
     return st;
 }

@@ -18,6 +18,8 @@ typedef struct kn_comm_local_params {
     int32_t rank;
     uint64_t epoch;    /* KN_UNAVAILABLE when the segment is of another */
     kn_stream *stream; /* the device's; kept */
+    const int
+        *pidfds; /* [ranks] of processes this one has started, -1: not one; to see a death before it joins. NULL */
     kn_comm_params limits;
 } kn_comm_local_params;
 
