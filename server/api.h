@@ -166,6 +166,11 @@ void kn_api_heartbeat(kn_server *server); /* a comment to every stream */
 
 void kn_api_endpoint_create(kn_call *call); /* api_webhooks.c */
 void kn_api_endpoint_list(kn_call *call);
+void kn_api_endpoint_get(kn_call *call);
+void kn_api_endpoint_update(kn_call *call);
+void kn_api_endpoint_rotate(kn_call *call);
+void kn_api_endpoint_test(kn_call *call);
+void kn_api_event_types(kn_call *call);
 void kn_api_endpoint_delete(kn_call *call);
 
 void kn_api_page(kn_call *call); /* page.c */

@@ -176,6 +176,13 @@ void kn_webhooks_soon(kn_server *server);
 void kn_webhooks_stop(kn_server *server);
 int32_t kn_webhooks_pending(const kn_server *server); /* handed to the notifier */
 
+/* How a sample event was answered; `result` NULL: the server is stopping. */
+typedef void kn_webhook_tested(void *context, const kn_delivery_result *result);
+/* Sends a sample event now and once, without a row. KN_OK: `done` is called exactly once, later. KN_AGAIN: too much is
+ * under way. KN_INVALID: the URL is against the policy. */
+kn_status kn_webhooks_test(kn_server *server, const kn_endpoint_row *row, kn_webhook_event event,
+                           kn_webhook_tested *done, void *context);
+
 /* ---- api.c ---- */
 
 kn_http_callbacks kn_api_callbacks(void); /* context: the kn_server */

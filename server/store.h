@@ -213,7 +213,8 @@ typedef struct kn_endpoint_row {
     char tenant[KN_TENANT_BYTES];
     char url[KN_ENDPOINT_URL_BYTES];
     char name[KN_ENDPOINT_NAME_BYTES];
-    char secret[KN_ENDPOINT_SECRET_BYTES]; /* all that sign now */
+    char secret[KN_ENDPOINT_SECRET_BYTES]; /* all that sign now, the newest first */
+    int64_t old_until;                     /* when all but the first stop signing; 0: never */
     uint32_t events;                       /* bits of kn_webhook_event */
     bool enabled;
     int64_t created_at; /* set by the store */
@@ -396,8 +397,8 @@ typedef struct kn_delivery_row {
     char tenant[KN_TENANT_BYTES];
     char endpoint_id[KN_ENDPOINT_ID_BYTES];
     char url[KN_ENDPOINT_URL_BYTES];
-    char secret[KN_ENDPOINT_SECRET_BYTES];
-    int32_t attempts; /* made so far */
+    char secret[KN_ENDPOINT_SECRET_BYTES]; /* those that sign at this time */
+    int32_t attempts;                      /* made so far */
     int64_t next_at;
 } kn_delivery_row;
 

@@ -147,6 +147,7 @@ kn_status kn_store_run_endpoint_put(kn_store *store, const kn_store_op *op, kn_s
     kn_bind_text(&b, row->url);
     kn_bind_text(&b, row->name);
     kn_bind_text(&b, row->secret);
+    kn_bind_int(&b, row->old_until);
     kn_bind_int(&b, row->events);
     kn_bind_int(&b, row->enabled);
     kn_bind_int(&b, r->at);

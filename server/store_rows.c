@@ -37,10 +37,11 @@ kn_status kn_store_deliveries_due(kn_store *store, int64_t now, int32_t limit, k
     if (limit < 1 || limit > KN_STORE_LIST_MAX)
         KN_TRY(kn_fail(KN_INVALID, "store: limit is %d; 1..%d", limit, KN_STORE_LIST_MAX));
     KN_TRY(kn_query_begin(&query, store,
-                          "SELECT d.id, d.event_id, d.event, d.event_at, d.job, d.tenant, d.endpoint, e.url, e.secret,"
-                          " d.attempts, d.next_at FROM deliveries AS d INDEXED BY deliveries_due"
+                          "SELECT d.id, d.event_id, d.event, d.event_at, d.job, d.tenant, d.endpoint, e.url,"
+                          " iif(e.old_until BETWEEN 1 AND ?1, substr(e.secret, 1, instr(e.secret || ' ', ' ') - 1),"
+                          " e.secret), d.attempts, d.next_at FROM deliveries AS d INDEXED BY deliveries_due"
                           " CROSS JOIN endpoints AS e ON e.id = d.endpoint"
-                          " WHERE d.state = 0 AND d.next_at <= ? ORDER BY d.next_at LIMIT ?"));
+                          " WHERE d.state = 0 AND d.next_at <= ?1 ORDER BY d.next_at LIMIT ?2"));
     kn_bind_int(&query.binder, now);
     kn_bind_int(&query.binder, limit);
     KN_TRY(kn_sql_step(&query.binder, &row));
@@ -81,6 +82,7 @@ static kn_status read_endpoint(sqlite3_stmt *s, kn_endpoint_row *out)
     out->events = (uint32_t)sqlite3_column_int64(s, 5);
     out->enabled = sqlite3_column_int(s, 6) != 0;
     out->created_at = sqlite3_column_int64(s, 7);
+    out->old_until = sqlite3_column_int64(s, 8);
 fail:
     return st;
 }
@@ -92,7 +94,7 @@ kn_status kn_store_endpoints(kn_store *store, const char *tenant, kn_store_endpo
     kn_endpoint_row endpoint;
     kn_query query;
     KN_TRY(kn_query_begin(&query, store,
-                          "SELECT id, tenant, url, name, secret, events, enabled, created_at FROM endpoints"
+                          "SELECT id, tenant, url, name, secret, events, enabled, created_at, old_until FROM endpoints"
                           " WHERE tenant = ifnull(?, tenant) ORDER BY created_at, id"));
     kn_bind_text(&query.binder, tenant);
     KN_TRY(kn_sql_step(&query.binder, &row));

@@ -104,7 +104,10 @@ static const char *const version_1[] = {
 static const char *const version_2[] = {"CREATE INDEX jobs_ended ON jobs(completed_at) WHERE state IN (3, 4, 5);",
                                         NULL};
 
-static const char *const *const versions[] = {version_1, version_2};
+/* Secrets that sign for a while after they were replaced. */
+static const char *const version_3[] = {"ALTER TABLE endpoints ADD COLUMN old_until INTEGER NOT NULL DEFAULT 0;", NULL};
+
+static const char *const *const versions[] = {version_1, version_2, version_3};
 
 int64_t kn_store_schema_version(void)
 {

@@ -2,6 +2,7 @@
  *
  * Due deliveries, from the store to the notifier and their results back. The store remembers what is due and the
  * notifier what is under way; here is only which of the due ones are under way already. */
+#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 
@@ -15,6 +16,7 @@ enum {
     ENDPOINT_OUT_MAX = 16, /* of these, to one endpoint: one that hangs leaves room for the others */
     BATCH = 64,            /* taken up at a time */
     LOOKED_AT = 1000,      /* for them */
+    TRIALS_MAX = 16,       /* sample events under way */
     IDLE_SECONDS = 60,     /* when nothing is due */
     BUSY_SECONDS = 1,      /* while something is under way */
 };
@@ -25,10 +27,19 @@ typedef struct flight {
     char endpoint[KN_ENDPOINT_ID_BYTES];
 } flight;
 
+/* A sample event under way. Its id is below 0, as no row's. */
+typedef struct trial {
+    int64_t id; /* 0: free */
+    kn_webhook_tested *done;
+    void *context;
+} trial;
+
 /* Unsorted; few enough to walk. */
 typedef struct underway {
     flight flights[OUT_MAX];
     int32_t count;
+    trial trials[TRIALS_MAX];
+    int64_t trial_count; /* so far */
 } underway;
 
 static underway *underway_of(kn_server *s)
@@ -107,10 +118,25 @@ static void disable(kn_server *s, const char *endpoint)
         kn_log(KN_LOG_WARNING, "the endpoint was not switched off: %s", kn_fail_message());
 }
 
+static void finish_trial(underway *u, int64_t id, const kn_delivery_result *result)
+{
+    for (int i = 0; i < TRIALS_MAX; i++) {
+        const trial t = u->trials[i];
+        if (t.id != id) continue;
+        u->trials[i] = (trial){0};
+        t.done(t.context, result);
+        return;
+    }
+}
+
 static void on_completed(void *context, const kn_delivery_result *result)
 {
     kn_server *s = context;
     uint64_t random = 0;
+    if (result->id < 0) {
+        finish_trial(underway_of(s), result->id, result);
+        return;
+    }
     kn_point(KN_POINT_delivery_answered);
     const flight *found = find(underway_of(s), result->id);
     if (!found) return;
@@ -224,6 +250,53 @@ void kn_webhooks_soon(kn_server *s)
     if (s->notifier && !s->stopping) wake_in(s, 0);
 }
 
+/* ---- sample events ---- */
+
+static kn_status new_sample_id(char id[KN_EVENT_ID_BYTES])
+{
+    unsigned char random[16];
+    if (getrandom(random, sizeof random, 0) != sizeof random) return kn_fail(KN_IO, "no random numbers");
+    int length = snprintf(id, KN_EVENT_ID_BYTES, "evt_");
+    for (size_t i = 0; i < sizeof random; i++)
+        length += snprintf(id + length, KN_EVENT_ID_BYTES - (size_t)length, "%02x", random[i]);
+    return KN_OK;
+}
+
+kn_status kn_webhooks_test(kn_server *s, const kn_endpoint_row *row, kn_webhook_event event, kn_webhook_tested *done,
+                           void *context)
+{
+    kn_status st = KN_OK;
+    underway *u = underway_of(s);
+    trial *free_one = NULL;
+    char id[KN_EVENT_ID_BYTES], body[512], all[KN_ENDPOINT_SECRET_BYTES];
+    const char *secrets[KN_WEBHOOK_SECRETS_MAX];
+    size_t count = 0;
+    kn_text text = kn_text_fixed(body, sizeof body);
+    if (!s->notifier || s->stopping) return kn_fail(KN_AGAIN, "webhooks are switched off");
+    for (int i = 0; i < TRIALS_MAX && !free_one; i++) free_one = u->trials[i].id == 0 ? &u->trials[i] : NULL;
+    if (!free_one) return kn_fail(KN_AGAIN, "%d sample events are under way", TRIALS_MAX);
+    memcpy(all, row->secret, sizeof all);
+    if (row->old_until > 0 && row->old_until <= kn_now_us()) all[strcspn(all, " ")] = '\0';
+    KN_TRY(new_sample_id(id));
+    KN_TRY(kn_webhook_split_secrets(all, secrets, &count));
+    kn_video_event_write(&text, id, kn_now_us() / 1000000, kn_webhook_event_name(event),
+                         "video_00000000000000000000000000000000");
+    const kn_delivery delivery = {.id = -(u->trial_count + 1),
+                                  .attempt = 1,
+                                  .url = row->url,
+                                  .secrets = secrets,
+                                  .secret_count = count,
+                                  .event_id = id,
+                                  .body = text.bytes,
+                                  .body_bytes = text.count};
+    KN_TRY(kn_notifier_send(s->notifier, &delivery));
+    u->trial_count++;
+    *free_one = (trial){.id = delivery.id, .done = done, .context = context};
+fail:
+    memset(all, 0, sizeof all);
+    return st;
+}
+
 /* ---- life ---- */
 
 kn_status kn_webhooks_start(kn_server *s)
@@ -250,6 +323,8 @@ fail:
 void kn_webhooks_stop(kn_server *s)
 {
     kn_notifier_destroy(&s->notifier);
+    for (int i = 0; s->deliveries && i < TRIALS_MAX; i++)
+        if (underway_of(s)->trials[i].id) finish_trial(underway_of(s), underway_of(s)->trials[i].id, NULL);
     if (s->webhook_event) event_free(s->webhook_event);
     s->webhook_event = NULL;
     kn_free(s->deliveries);

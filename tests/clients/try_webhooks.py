@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Webhooks at a receiver on this machine, verified by openai's code and by standardwebhooks' own."""
+import socket
 import sys
 import time
 import unittest
@@ -39,6 +40,92 @@ class WebhookCase(ServerCase):
         self.assertEqual(Webhook(secret).verify(delivery.body.decode(), delivery.headers), delivery.event)
         self.assertEqual(event.id, delivery.headers["webhook-id"])
         return event
+
+
+class EndpointCalls(WebhookCase):
+    """openai's client.webhooks, all of it."""
+
+    def setUp(self):
+        self.webhooks = self.server.client().webhooks
+
+    def test_retrieve(self):
+        made = self.endpoint("/retrieve")
+        found = self.webhooks.retrieve(made.id)
+        self.assertEqual((found.id, found.url, found.name, found.event_types, found.created_at),
+                         (made.id, made.url, made.name, made.event_types, made.created_at))
+        self.assertEqual(found.signing_secret_hint, "whsec_..." + made.signing_secret[-4:])
+        self.assertNotIn(made.signing_secret, found.to_json())
+        for call in (self.webhooks.retrieve, self.webhooks.rotate_secret):
+            with self.assertRaises(openai.NotFoundError):
+                call("we_" + "0" * 32)
+        self.assertEqual(self.webhooks.event_types.list().data, ["video.completed", "video.failed"])
+
+    def test_update(self):
+        made = self.endpoint("/before")
+        changed = self.webhooks.update(made.id, url=self.receiver.url("/after"), event_types=["video.completed"])
+        self.assertEqual((changed.id, changed.name, changed.created_at), (made.id, made.name, made.created_at))
+        self.assertEqual((changed.url, changed.event_types), (self.receiver.url("/after"), ["video.completed"]))
+        self.assertEqual(self.webhooks.retrieve(made.id).to_dict(), changed.to_dict())
+        self.server.completed()
+        delivery, = self.receiver.await_count("/after", 1)
+        self.verified(delivery, made.signing_secret)  # it stays
+        self.assertEqual(self.receiver.at("/before"), [])
+        path = f"/v1/webhook_endpoints/{made.id}"
+        for body, code, param in (({"url": "https://10.0.0.1/"}, "invalid_value", "url"),
+                                  ({"url": 7}, "invalid_type", "url"), ({"x": 1}, "unknown_parameter", "x"),
+                                  ({"event_types": []}, "invalid_type", "event_types")):
+            self.assertRefused(self.server.post(path, body), 400, code, param)
+        self.assertEqual(self.webhooks.retrieve(made.id).to_dict(), changed.to_dict())
+
+    def test_update_switches_on_again(self):
+        made = self.endpoint("/gone", script=[410])
+        self.server.completed()
+        self.receiver.await_count("/gone", 1)
+        wait_for("it to be switched off", lambda: not self.listed(made).enabled)
+        self.assertTrue(self.webhooks.update(made.id, name="back").enabled)
+        self.server.completed()
+        self.receiver.await_count("/gone", 2)
+
+    def test_rotate(self):
+        made = self.endpoint("/rotate")
+        kept = self.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
+        self.assertNotEqual(kept.signing_secret, made.signing_secret)
+        self.server.completed()
+        delivery, = self.receiver.await_count("/rotate", 1)
+        self.verified(delivery, made.signing_secret)
+        self.verified(delivery, kept.signing_secret)
+        alone = self.webhooks.rotate_secret(made.id)
+        self.server.completed()
+        delivery = self.receiver.await_count("/rotate", 2)[1]
+        self.verified(delivery, alone.signing_secret)
+        for secret in (made.signing_secret, kept.signing_secret):
+            with self.assertRaises(WebhookVerificationError):
+                Webhook(secret).verify(delivery.body.decode(), delivery.headers)
+
+    def test_a_sample(self):
+        made = self.endpoint("/sample", script=[200, 503])
+        done = self.webhooks.test(made.id, event_type="video.failed")
+        self.assertEqual((done.object, done.webhook_endpoint_id, done.event_type, done.status_code, done.success),
+                         ("webhook_endpoint.test", made.id, "video.failed", 200, True))
+        delivery, = self.receiver.await_count("/sample", 1)
+        self.assertEqual(self.verified(delivery, made.signing_secret).type, "video.failed")
+        self.assertEqual(self.webhooks.test(made.id, event_type="video.completed").status_code, 503)
+        time.sleep(1.5)
+        self.assertEqual(len(self.receiver.at("/sample")), 2, "a sample is sent once")
+        path = f"/v1/webhook_endpoints/{made.id}/test"
+        self.assertRefused(self.server.post(path, {"event_type": "batch.failed"}), 400, "invalid_value", "event_type")
+        self.assertRefused(self.server.post(path, {}), 400, "missing_required_parameter", "event_type")
+
+    def test_a_sample_nobody_takes(self):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            server = self.another("--webhook-development", "true", "--webhook-allow",
+                                  f"127.0.0.1:{unused.getsockname()[1]}").start()
+            made = server.post("/v1/webhook_endpoints",
+                               {"url": f"http://127.0.0.1:{unused.getsockname()[1]}/hook"}).json()
+            reply = server.post(f"/v1/webhook_endpoints/{made['id']}/test", {"event_type": "video.failed"})
+            self.assertRefused(reply, 400, "endpoint_unreachable")
+            self.assertEqual(server.stop(), 0)
 
 
 class Deliveries(WebhookCase):

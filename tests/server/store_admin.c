@@ -131,6 +131,26 @@ static kn_status count_endpoint(void *context, const kn_endpoint_row *row)
     return KN_OK;
 }
 
+/* A secret that was replaced signs until its time is over. */
+static void test_secrets_that_end(void **state)
+{
+    fixture *f = *state;
+    kn_job job;
+    kn_endpoint_row row = endpoint_of("we_1", "acme", 3);
+    snprintf(row.secret, sizeof row.secret, "whsec_new whsec_old");
+    row.old_until = START + 24 * HOUR;
+    assert_outcome(put_endpoint(f, &row), KN_STORE_DONE);
+    end_job(f, &job, "acme", true, 1);
+    delivery_list list = due(f, START + 24 * HOUR - 1);
+    assert_int_equal(list.count, 1);
+    assert_string_equal(list.rows[0].secret, "whsec_new whsec_old");
+    list = due(f, START + 24 * HOUR);
+    assert_string_equal(list.rows[0].secret, "whsec_new");
+    row.old_until = 0;
+    assert_outcome(put_endpoint(f, &row), KN_STORE_DONE);
+    assert_string_equal(due(f, START + 48 * HOUR).rows[0].secret, "whsec_new whsec_old");
+}
+
 static void test_endpoints_of_a_tenant(void **state)
 {
     fixture *f = *state;
@@ -299,6 +319,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         STORE_TEST(test_deliveries),
         STORE_TEST(test_endpoints_that_go),
+        STORE_TEST(test_secrets_that_end),
         STORE_TEST(test_endpoints_of_a_tenant),
         STORE_TEST(test_keys),
         STORE_TEST(test_ended_jobs_are_purged),

@@ -104,7 +104,10 @@ static void test_brings_version_1_forward(void **state)
     put_in_state(f, &ended, KN_JOB_FAILED);
     kn_store_close(&f->store);
     sqlite3 *db = open_database(f->directory);
-    assert_int_equal(sqlite3_exec(db, "DROP INDEX jobs_ended; PRAGMA user_version = 1", NULL, NULL, NULL), SQLITE_OK);
+    assert_int_equal(
+        sqlite3_exec(db, "DROP INDEX jobs_ended; ALTER TABLE endpoints DROP COLUMN old_until; PRAGMA user_version = 1",
+                     NULL, NULL, NULL),
+        SQLITE_OK);
     sqlite3_close(db);
     open_store(f);
     kn_job back = get(f, job.id);
