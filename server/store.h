@@ -49,16 +49,16 @@ enum {
     KN_STORE_COMMITS_KEPT = 1024,    /* for kn_store_take_commits */
     KN_STORE_READERS = 4,            /* queries that run at the same time; a fifth waits */
 
-    KN_ENDPOINT_ID_BYTES = 40,             /* "we_" and 32 hexadecimal digits, or the operator's; with the NUL */
-    KN_EVENT_ID_BYTES = 40,                /* "evt_" and 32 hexadecimal digits, with the NUL */
-    KN_ENDPOINT_URL_BYTES = 2049,          /* with the NUL */
-    KN_ENDPOINT_NAME_BYTES = 257,          /* what its owner calls it, or ""; with the NUL */
-    KN_ENDPOINT_SECRET_BYTES = 400,        /* one to four, "whsec_...", separated by spaces; with the NUL */
-    KN_ENDPOINTS_PER_TENANT = 16,          /* the next one is refused with KN_INVALID */
-    KN_KEY_MODELS_BYTES = 4096,            /* comma separated names, with the NUL */
-    KN_REGION_BYTES = 32,                  /* with the NUL */
-    KN_STORE_WAL_CHECKPOINT = 4 << 20,     /* bytes of write-ahead log after which it is copied into the database */
-    KN_STORE_WAL_MAX = 64 << 20,           /* bytes after which the copy waits for readers */
+    KN_ENDPOINT_ID_BYTES = 40,         /* "we_" and 32 hexadecimal digits, or the operator's; with the NUL */
+    KN_EVENT_ID_BYTES = 40,            /* "evt_" and 32 hexadecimal digits, with the NUL */
+    KN_ENDPOINT_URL_BYTES = 2049,      /* with the NUL */
+    KN_ENDPOINT_NAME_BYTES = 257,      /* what its owner calls it, or ""; with the NUL */
+    KN_ENDPOINT_SECRET_BYTES = 400,    /* one to four, "whsec_...", separated by spaces; with the NUL */
+    KN_ENDPOINTS_PER_TENANT = 16,      /* the next one is refused with KN_INVALID */
+    KN_KEY_MODELS_BYTES = 4096,        /* comma separated names, with the NUL */
+    KN_REGION_BYTES = 32,              /* with the NUL */
+    KN_STORE_WAL_CHECKPOINT = 4 << 20, /* bytes of write-ahead log after which it is copied back; more on slow disks */
+    KN_STORE_WAL_MAX = 64 << 20,       /* bytes after which the copy waits for readers */
     KN_STORE_PENDING_BYTES_MAX = 256 << 20 /* of all operations submitted and not drained */
 };
 

@@ -67,6 +67,8 @@ struct kn_store {
     kn_store_marks marks;
     int64_t wal_bytes;     /* after the last commit */
     int64_t checkpoint_at; /* wal_bytes that ask for the next checkpoint */
+    bool spread;           /* checkpoints are as seldom as syncs are slow */
+    int64_t commit_ns;     /* what a commit takes lately */
 
     pthread_t thread;
     bool started;

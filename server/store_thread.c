@@ -108,6 +108,7 @@ static void count_batch(kn_store *store, const kn_store_nodes *batch, const timi
             store->stats.failed++;
     store->stats.operations += (uint64_t)good;
     if (t) {
+        store->commit_ns += ((int64_t)t->commit_ns - store->commit_ns) / 16;
         store->stats.transactions++;
         store->stats.commit_ns += t->commit_ns;
         store->commits[store->commit_count++ % KN_STORE_COMMITS_KEPT] =

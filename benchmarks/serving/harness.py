@@ -2,6 +2,8 @@
 """What the serving measurements and tests/load share: a server on fake devices, the load generator, and figures of the
 machine. Standard library; the generator is benchmarks/serving/http_load.c, built when first needed, because Python
 asks at most a few thousand times a second and the server answers tens of thousands."""
+import collections
+import contextlib
 import http.client
 import json
 import math
@@ -10,37 +12,73 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KINORA = os.environ.get("KINORA", str(ROOT / "build/release/kinora"))
 GENERATOR = Path(os.environ.get("KINORA_HTTP_LOAD", ROOT / "build/http_load"))
+SLOW_SYNC = ROOT / "build/slow_sync.so"
 JOB = {"prompt": "a ball", "size": "64x64", "num_frames": 9, "num_inference_steps": 6, "seed": 1}
 PAUSED = "fake:step_ms=1000000"  # a device whose first step takes a quarter of an hour
 
 
-def build_generator():
-    sources = [ROOT / name for name in ("benchmarks/serving/http_load.c", "base/mem.c", "base/clock.c",
-                                        "base/status.c")]
-    if GENERATOR.exists() and GENERATOR.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+def compile_once(out, names, options=()):
+    sources = [ROOT / name for name in names]
+    if out.exists() and out.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         return
-    GENERATOR.parent.mkdir(parents=True, exist_ok=True)
-    fresh = GENERATOR.with_suffix(f".{os.getpid()}")
-    subprocess.run([os.environ.get("CC", "cc"), "-O2", "-std=c17", f"-I{ROOT}", *map(str, sources), "-o", str(fresh)],
-                   check=True)
-    os.replace(fresh, GENERATOR)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_suffix(f".{os.getpid()}")
+    subprocess.run([os.environ.get("CC", "cc"), "-O2", "-std=c17", f"-I{ROOT}", *options, *map(str, sources), "-o",
+                    str(fresh)], check=True)
+    os.replace(fresh, out)
 
 
-def pinned(command, core):
-    return ["taskset", "-c", str(core), *command] if core is not None else command
+def build_generator():
+    compile_once(GENERATOR, ("benchmarks/serving/http_load.c", "base/mem.c", "base/clock.c", "base/status.c"))
+
+
+def slow_syncs(milliseconds):
+    """The environment of processes whose fsync and fdatasync take so much longer; None: as long as they take."""
+    if not milliseconds:
+        return None
+    compile_once(SLOW_SYNC, ("benchmarks/serving/slow_sync.c",), ("-shared", "-fPIC"))
+    return {**os.environ, "LD_PRELOAD": str(SLOW_SYNC), "SLOW_SYNC_MS": str(milliseconds)}
+
+
+REALTIME = None  # measured processes run at this priority of SCHED_FIFO
+
+
+def placed(command, core):
+    """On one core, and before all others, where that was asked for."""
+    if core is not None:
+        command = ["taskset", "-c", str(core), *command]
+    return ["chrt", "-f", str(REALTIME), *command] if REALTIME else command
+
+
+@contextlib.contextmanager
+def realtime(priority):
+    """What is started meanwhile, and this process, comes before everything else on the machine."""
+    global REALTIME
+    if not priority:
+        yield
+        return
+    REALTIME = priority
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    try:
+        yield
+    finally:
+        REALTIME = None
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 class Server:
     """One data directory, and the process that has it."""
 
-    def __init__(self, folder, devices, options=(), core=None):
+    def __init__(self, folder, devices, options=(), core=None, sync_ms=0):
         self.folder, self.devices, self.options, self.core = Path(folder), devices, list(options), core
+        self.environment = slow_syncs(sync_ms)
         self.process, self.port, self.started_in = None, None, None
         models = self.folder / "models"
         models.mkdir(parents=True, exist_ok=True)
@@ -61,7 +99,8 @@ class Server:
             command += ["--device", device]
         with open(self.folder / "log", "ab") as log:
             began = time.monotonic()
-            self.process = subprocess.Popen(pinned(command, self.core), stdout=subprocess.PIPE, stderr=log)
+            self.process = subprocess.Popen(placed(command, self.core), stdout=subprocess.PIPE, stderr=log,
+                                            env=self.environment)
         line = self.process.stdout.readline()
         self.started_in = time.monotonic() - began
         if not line:
@@ -187,7 +226,7 @@ class Server:
         for name, value in options.items():
             command += [f"--{name}", str(value)]
         command += [method, path] + ([json.dumps(body)] if body is not None else [])
-        return subprocess.Popen(pinned(command, core), stdout=subprocess.PIPE)
+        return subprocess.Popen(placed(command, core), stdout=subprocess.PIPE)
 
 
 def finish_load(process):
@@ -206,7 +245,21 @@ def memory(pid):
 
 
 def descriptors(pid):
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """What a process has open: how many of each kind or file."""
+    found = collections.Counter()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found[re.sub(r":\[\d+\]$", "", os.readlink(f"/proc/{pid}/fd/{name}"))] += 1
+    return found
+
+
+def least_descriptors(pid, seconds=0.3):
+    """The fewest seen within a while: a connection its client has just closed is not a leak."""
+    end, least = time.monotonic() + seconds, descriptors(pid)
+    while time.monotonic() < end:
+        time.sleep(0.02)
+        least = min(least, descriptors(pid), key=lambda found: found.total())
+    return least
 
 
 def threads(pid):
@@ -225,9 +278,15 @@ def written_bytes(pid):
 
 # ---- the machine ----
 
-def time_fsyncs(folder, size, seconds=1.0):
+def time_fsyncs(folder, size, seconds=1.0, sync_ms=0):
     """Writes of `size` bytes and fdatasync, one after the other, in a file that has its length already (as SQLite's
     write-ahead log has): milliseconds of each."""
+    done = subprocess.run(placed([sys.executable, __file__, str(folder), str(size), str(seconds)], None),
+                          env=slow_syncs(sync_ms), check=True, capture_output=True)
+    return json.loads(done.stdout)
+
+
+def fsyncs(folder, size, seconds):
     path = Path(folder) / "fsync.tmp"
     block, room = os.urandom(size), max(4 << 20, 4 * size)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -261,3 +320,7 @@ def quantile(values, part):
 
 def remove(folder):
     shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    print(json.dumps(fsyncs(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))))

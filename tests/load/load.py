@@ -53,9 +53,9 @@ def judge(row):
 def main():
     names = sys.argv[1:] or list(parts.PARTS)
     below = folder()
-    given = parts.Given(folder=below, submit_seconds=1, get_seconds=0.5, get_jobs=50, repeats=1, peak_seconds=2,
-                        overload_seconds=8, cancels=24, soak_jobs=3000, soak_round=250, soak_kept=500, stored=20000,
-                        kills=2, stops=1)
+    given = parts.Given(folder=below, submit_seconds=1, submit_slices=2, get_seconds=0.5, get_jobs=50, repeats=1,
+                        pause=0, peak_seconds=2, overload_seconds=6, cancels=16, soak_jobs=1500, soak_round=100,
+                        soak_kept=500, stored=20000, kills=1, stops=1, decisions=100000, simulated=200)
     passed, failed, began = 0, 0, time.monotonic()
     harness.build_generator()
     for name in names:
@@ -70,7 +70,8 @@ def main():
             good = judge(row)
             passed, failed = passed + (good is True), failed + (good is False)
             if good is False:
-                print(f"FAILED {row['part']}: {row['what']}: {row['value']}")
+                print(f"FAILED {row['part']}: {row['what']}: {row['value']}"
+                      + (f"; {row['first']} became {row['last']}" if "first" in row else ""))
     print(f"{time.monotonic() - began:.0f} s")
     if failed:
         print(f"kept in {below}")
