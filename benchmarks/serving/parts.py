@@ -110,7 +110,8 @@ def submit(given):
     shared by all who came meanwhile, so the disk allows its fsync rate x operations of a commit. Where that is more
     than the processors can do, it says little; so there is a second run on a disk that is slowed down."""
     rows = []
-    for sync_ms, what in ((0, "durable submits, 64 clients"), (SLOW_SYNC_MS, f"the same, syncs {SLOW_SYNC_MS} ms longer")):
+    runs = ((0, "durable submits, 64 clients"), (SLOW_SYNC_MS, f"the same, syncs {SLOW_SYNC_MS} ms longer"))
+    for sync_ms, what in runs:
         folder = given.folder / f"submit-{sync_ms}"
         with Server(folder, [PAUSED], ["--queue-max", 65000], sync_ms=sync_ms) as server:
             server.wait_ready()
