@@ -6,7 +6,8 @@
  * A planned job is done when the work before it in its plan is. For a job in a tenant's queue the work before it is:
  * what is planned and what has started, the higher classes, its own tenant's earlier jobs, and of every other tenant
  * of its class as much as fair sharing serves meanwhile: with P the work of those earlier jobs, the lesser of the
- * other's backlog and P x its weight / the own weight. All devices share it. */
+ * other's backlog and P x its weight / the own weight. All devices share it, each by how fast it would be with the job
+ * in question: a device that takes four times as long serves a fourth. */
 #include "scheduler/state.h"
 
 #include <stdio.h>
@@ -27,23 +28,54 @@ static int32_t capable_devices(const kn_scheduler *s, const kn_job_shape *shape)
     return count;
 }
 
-/* Planned work, and unplanned work that has started. */
-static ahead before_queues(const kn_scheduler *s, int64_t now_ns)
+/* Of the whole job alone. */
+static double total_on(const kn_scheduler *s, const kn_core_job *job, int32_t device)
+{
+    const kn_job_progress start = {0};
+    return kn_cost_remaining(s->devices[device].fits[job->shape.model], &job->work, &job->shape, &start);
+}
+
+/* How fast a device is with this job, beside the one its times are given for: work of the one that takes `ns` there
+ * takes `ns` x this here. */
+static double speed(const kn_scheduler *s, const kn_core_job *job, int32_t device)
+{
+    const int32_t reference = kn_core_reference(s, &job->shape);
+    if (reference == KN_NO_DEVICE || device == reference || !kn_core_fits(s, &job->shape, device)) return 1;
+    return total_on(s, job, reference) / total_on(s, job, device);
+}
+
+/* The devices that could run the job, counted in the one its times are given for. */
+static double capacity(const kn_scheduler *s, const kn_core_job *job)
+{
+    double sum = 0;
+    for (uint64_t up = s->up; up; up &= up - 1) {
+        const int32_t device = __builtin_ctzll(up);
+        if (kn_core_fits(s, &job->shape, device)) sum += speed(s, job, device);
+    }
+    return sum > 0 ? sum : 1;
+}
+
+/* Planned work, and unplanned work that has started, in the time it would take where the job's times are given for. */
+static ahead before_queues(const kn_scheduler *s, const kn_core_job *job, int64_t now_ns)
 {
     ahead sum = {0, 0};
     for (uint64_t up = s->up; up; up &= up - 1) {
         const int32_t device = __builtin_ctzll(up);
         const kn_core_device *d = &s->devices[device];
-        sum.ns += kn_queue_sum(s->nodes, &d->plan) + d->fair_left_ns + kn_core_free_at(s, device, now_ns) - now_ns;
+        const int64_t ns =
+            kn_queue_sum(s->nodes, &d->plan) + d->fair_left_ns + kn_core_free_at(s, device, now_ns) - now_ns;
+        sum.ns += (int64_t)(speed(s, job, device) * (double)ns);
         sum.count += kn_queue_count(s->nodes, &d->plan);
     }
     return sum;
 }
 
-/* What is served before a job of this tenant and class that has `own` before it in its tenant's queue. */
-static ahead before_fair(const kn_scheduler *s, int32_t tenant, int c, ahead own, int64_t now_ns)
+/* What is served before a job that has `own` before it in its tenant's queue. */
+static ahead before_fair(const kn_scheduler *s, const kn_core_job *job, ahead own, int64_t now_ns)
 {
-    ahead sum = before_queues(s, now_ns);
+    const int32_t tenant = kn_core_tenant_of(s, job);
+    const int c = kn_core_class(s, job);
+    ahead sum = before_queues(s, job, now_ns);
     const double through = (double)own.ns / s->tenants[tenant].weight;
     sum.ns += own.ns;
     sum.count += own.count;
@@ -86,25 +118,25 @@ static void estimate_resident(const kn_scheduler *s, const kn_core_job *job, int
     out->completion_ns = out->start_ns + job->left_ns;
 }
 
-static void estimate_spare(const kn_scheduler *s, int32_t slot, int32_t devices, int64_t now_ns, kn_estimate *out)
+static void estimate_spare(const kn_scheduler *s, int32_t slot, double devices, int64_t now_ns, kn_estimate *out)
 {
     const kn_core_job *job = &s->jobs[slot];
     const kn_queue_place place = kn_queue_find(s->nodes, &s->spare, s->nodes[slot].key, job->seq);
-    const ahead before = before_queues(s, now_ns);
+    const ahead before = before_queues(s, job, now_ns);
     out->position = (int32_t)(1 + before.count + place.count);
-    out->start_ns = now_ns + (before.ns + place.work) / devices;
+    out->start_ns = now_ns + (int64_t)((double)(before.ns + place.work) / devices);
     out->completion_ns = out->start_ns + job->left_ns;
 }
 
-static void estimate_fair(const kn_scheduler *s, int32_t slot, int32_t devices, int64_t now_ns, kn_estimate *out)
+static void estimate_fair(const kn_scheduler *s, int32_t slot, double devices, int64_t now_ns, kn_estimate *out)
 {
     const kn_core_job *job = &s->jobs[slot];
     const int32_t tenant = kn_core_tenant_of(s, job);
     const int c = kn_core_class(s, job);
     const kn_queue_place place = kn_queue_find(s->nodes, &s->tenants[tenant].waiting[c], s->nodes[slot].key, job->seq);
-    const ahead before = before_fair(s, tenant, c, (ahead){place.work, place.count}, now_ns);
+    const ahead before = before_fair(s, job, (ahead){place.work, place.count}, now_ns);
     out->position = (int32_t)(1 + before.count);
-    out->start_ns = now_ns + before.ns / devices;
+    out->start_ns = now_ns + (int64_t)((double)before.ns / devices);
     out->completion_ns = out->start_ns + job->left_ns;
 }
 
@@ -119,13 +151,16 @@ kn_status kn_scheduler_estimate(const kn_scheduler *s, uint64_t key, int64_t now
     const int32_t reference = job->device != KN_NO_DEVICE ? job->device : kn_core_reference(s, &job->shape);
     out->start_ns = out->completion_ns = now_ns;
     out->remaining_ns = job->left_ns;
-    if (reference != KN_NO_DEVICE) out->error = s->devices[reference].fits[job->shape.model][KN_STAGE_DENOISE].error;
+    if (reference != KN_NO_DEVICE) {
+        out->error = s->devices[reference].fits[job->shape.model][KN_STAGE_DENOISE].error;
+        out->total_ns = (int64_t)total_on(s, job, reference);
+    }
     if (job->place == KN_PLACE_PLAN)
         estimate_planned(s, job, now_ns, out);
     else if (job->place == KN_PLACE_SPARE)
-        estimate_spare(s, slot, devices ? devices : 1, now_ns, out);
+        estimate_spare(s, slot, capacity(s, job), now_ns, out);
     else if (job->place == KN_PLACE_FAIR)
-        estimate_fair(s, slot, devices ? devices : 1, now_ns, out);
+        estimate_fair(s, slot, capacity(s, job), now_ns, out);
     else
         estimate_resident(s, job, now_ns, out);
     if (job->device != KN_NO_DEVICE) out->position = 0;
@@ -197,15 +232,14 @@ static void admit_timed(const kn_scheduler *s, const kn_core_job *job, int64_t n
              (double)(deadline - now_ns) * 1e-9, (double)(earliest - now_ns) * 1e-9);
 }
 
-static void admit_untimed(const kn_scheduler *s, const kn_core_job *job, int32_t devices, int64_t now_ns,
-                          kn_admission *out)
+static void admit_untimed(const kn_scheduler *s, const kn_core_job *job, int64_t now_ns, kn_admission *out)
 {
     const int32_t tenant = kn_core_tenant_of(s, job);
     const int c = kn_core_class(s, job);
     const kn_queue *waiting = &s->tenants[tenant].waiting[c];
     const ahead own = {kn_queue_sum(s->nodes, waiting), kn_queue_count(s->nodes, waiting)};
-    const ahead before = before_fair(s, tenant, c, own, now_ns);
-    out->completion_ns = now_ns + before.ns / devices + job->left_ns;
+    const ahead before = before_fair(s, job, own, now_ns);
+    out->completion_ns = now_ns + (int64_t)((double)before.ns / capacity(s, job)) + job->left_ns;
 }
 
 static void refuse_device(const kn_scheduler *s, const kn_job_shape *shape, kn_admission *out)
@@ -260,7 +294,7 @@ kn_status kn_scheduler_admission(const kn_scheduler *s, const kn_job_shape *shap
     if (terms->deadline_ns != KN_SCHEDULER_NO_DEADLINE && !kn_core_plain(s))
         admit_timed(s, &job, now_ns, out);
     else
-        admit_untimed(s, &job, devices, now_ns, out);
+        admit_untimed(s, &job, now_ns, out);
 fail:
     return st;
 }

@@ -253,8 +253,9 @@ typedef struct kn_estimate {
     int64_t start_ns; /* of its next slice; now when it runs */
     int64_t completion_ns;
     int64_t remaining_ns; /* device time still to spend */
-    bool late;            /* it has a deadline and is not expected to meet it */
-    double error;         /* relative error the cost model has had lately: |measured - predicted| / predicted */
+    int64_t total_ns; /* of the whole job, on the same device as remaining_ns: where it resides, or one that could */
+    bool late;        /* it has a deadline and is not expected to meet it */
+    double error;     /* relative error the cost model has had lately: |measured - predicted| / predicted */
 } kn_estimate;
 
 /* KN_NOT_FOUND: no such job. KN_UNAVAILABLE: no device is up; position and remaining_ns are filled in all the same. */

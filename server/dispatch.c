@@ -480,10 +480,8 @@ kn_video_facts kn_dispatch_facts(kn_server *s, kn_live *live)
         return facts;
     }
     facts.stage = kn_slice_name(live->next.kind);
-    const kn_job_shape shape =
-        shape_of(s, live->model, &live->size, live->summary.steps, live->summary.width, live->summary.height);
-    const int64_t total = kn_scheduler_job_ns(s->scheduler, &shape);
-    if (total > 0) facts.progress = (int32_t)(100.0 * (double)(total - estimate.remaining_ns) / (double)total);
+    const double total = (double)estimate.total_ns, done = total - (double)estimate.remaining_ns;
+    if (total > 0) facts.progress = done > 0 ? (int32_t)(100.0 * done / total) : 0;
     /* Costs are measured while the job runs, and a worker may be lost: what was shown once is not taken back. */
     if (facts.progress > live->progress) live->progress = facts.progress;
     facts.progress = live->progress;

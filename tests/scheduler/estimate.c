@@ -203,13 +203,49 @@ static void says_that_it_will_be_late(void **state)
     kn_scheduler_destroy(&h.s);
 }
 
+/* A job's times are those of the device it is on, and a slow device counts for little in what waits. */
+static void unlike_devices(void **state)
+{
+    (void)state;
+    harness h;
+    kn_estimate fast, slow, waiting;
+    harness_open(&h, &(kn_scheduler_params){0});
+    harness_up(&h, 0, 151 * MIB, 10);   /* room for one job */
+    harness_up(&h, 1, 151 * MIB, 1000); /* a hundredth of the other's speed */
+    const kn_job_shape shape = plain_shape(20);
+    for (uint64_t key = 1; key <= 2; key++) { /* one after the other, or they would be one pack */
+        assert_int_equal(harness_admit(&h, key, &shape, (kn_job_terms){0}), KN_OK);
+        assert_int_equal(harness_decide(&h), 1);
+    }
+    assert_int_equal(kn_scheduler_estimate(h.s, h.slices[0].jobs[0], h.now_ns, &fast), KN_OK);
+    assert_int_equal(kn_scheduler_estimate(h.s, h.slices[1].jobs[0], h.now_ns, &slow), KN_OK);
+    assert_in_range(fast.total_ns, 200 * MS, 300 * MS);
+    assert_in_range(slow.total_ns, 20 * SECOND, 30 * SECOND);
+    assert_true(slow.completion_ns > h.now_ns + 20 * SECOND);
+    assert_true(fast.completion_ns < h.now_ns + SECOND);
+    assert_true(slow.remaining_ns <= slow.total_ns + 1000 * MS && slow.remaining_ns > 15 * SECOND);
+    const uint64_t slow_job = h.slices[1].jobs[0];
+    harness_run(&h, h.now_ns + 5 * SECOND); /* its text and four steps or so */
+    assert_int_equal(kn_scheduler_estimate(h.s, slow_job, h.now_ns, &slow), KN_OK);
+    const double done = 1 - (double)slow.remaining_ns / (double)slow.total_ns;
+    assert_true(done > 0.1 && done < 0.4);
+
+    for (uint64_t key = 3; key <= 12; key++) assert_int_equal(harness_admit(&h, key, &shape, (kn_job_terms){0}), KN_OK);
+    harness_decide(&h);
+    assert_int_equal(kn_scheduler_estimate(h.s, 12, h.now_ns, &waiting), KN_OK);
+    /* What is before it is served by the fast device almost alone: not in half of the time. */
+    const int64_t before = waiting.start_ns - h.now_ns;
+    assert_in_range(before, fast.total_ns * 8, fast.total_ns * 12);
+    kn_scheduler_destroy(&h.s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refuses_what_cannot_run),   cmocka_unit_test(refuses_impossible_deadlines),
         cmocka_unit_test(says_when_to_ask_again),    cmocka_unit_test(keeps_its_promises),
         cmocka_unit_test(estimates_completion),      cmocka_unit_test(counts_down),
-        cmocka_unit_test(says_that_it_will_be_late),
+        cmocka_unit_test(says_that_it_will_be_late), cmocka_unit_test(unlike_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
