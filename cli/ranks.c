@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "engine/comm_local.h"
+#include "engine/comm_nccl.h"
 #include "server/child.h"
 
 #define JOIN_NS INT64_C(20000000000) /* a rank joins before it opens the model */
@@ -24,6 +25,7 @@ struct kn_ranks {
     kn_child children[KN_COMM_RANKS_MAX]; /* [0] is this process: none */
     kn_comm_stats past;                   /* of earlier epochs */
     bool begun;                           /* the others have the generation */
+    bool alone;                           /* there is no NCCL: this device computes by itself */
 };
 
 /* ---- options ---- */
@@ -111,6 +113,15 @@ static void disband(kn_ranks *r)
     r->begun = false;
 }
 
+/* GPUs talk through NCCL, over `*comm` as its control. */
+static kn_status use_nccl(kn_comm **comm)
+{
+    kn_comm *made = NULL;
+    const kn_status st = kn_comm_nccl_create(&made, &(kn_comm_nccl_params){.control = *comm});
+    if (st == KN_OK) *comm = made;
+    return st;
+}
+
 static kn_status form(kn_ranks *r)
 {
     kn_status st = KN_OK;
@@ -125,6 +136,15 @@ static kn_status form(kn_ranks *r)
                                                                 .pidfds = pidfds,
                                                                 .limits = {.join_ns = JOIN_NS},
                                                                 .stream = kn_model_stream(r->params.model)}));
+    if (!r->devices.cpu) st = use_nccl(&r->comm);
+    if (st == KN_UNSUPPORTED) {
+        kn_log(KN_LOG_WARNING, "%s; %s computes alone", kn_fail_message(), r->devices.name[0]);
+        disband(r);
+        r->alone = true;
+        st = KN_OK;
+        goto fail;
+    }
+    KN_TRY(st);
     const kn_group all = kn_group_of(r->comm, UINT32_MAX);
     kn_model_set_group(r->params.model, &all);
 fail:
@@ -172,7 +192,7 @@ kn_status kn_ranks_step(kn_ranks *r, kn_generation *generation, int32_t *lost)
 {
     kn_status st = KN_OK;
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
-        if (!r->comm) st = form(r);
+        if (!r->comm && !r->alone) st = form(r);
         if (st == KN_OK) st = try_step(r, generation);
         if (st != KN_UNAVAILABLE) return st;
         (*lost)++;
@@ -225,6 +245,7 @@ static kn_status follow(follower *f, char **argv)
                                                                 .rank = number_of(argv[1]),
                                                                 .epoch = strtoull(argv[2], NULL, 10),
                                                                 .stream = f->stream}));
+    if (strcmp(argv[3], "cpu") != 0) KN_TRY(use_nccl(&f->comm)); /* now, as the leader does */
     KN_TRY(kn_model_open(&f->model, &(kn_model_params){.directory = preset ? NULL : argv[10],
                                                        .preset = preset ? argv[10] : NULL,
                                                        .preset_layers = number_of(argv[9]),

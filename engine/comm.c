@@ -147,6 +147,11 @@ kn_status kn_comm_finish(kn_comm *c)
     return st;
 }
 
+kn_status kn_comm_confirm(kn_comm *comm)
+{
+    return comm ? comm->backend->confirm(comm) : KN_OK;
+}
+
 static kn_comm_block whole(void *data, size_t bytes, int32_t peer)
 {
     return (kn_comm_block){.data = data, .rows = 1, .row_bytes = bytes, .stride = bytes, .peer = peer};

@@ -106,6 +106,10 @@ kn_status kn_comm_start(kn_comm *comm, kn_comm_kind kind, const kn_comm_block *s
 /* Ends everything started. Later work of the stream sees the results. */
 kn_status kn_comm_finish(kn_comm *comm);
 
+/* Waits for the stream and says whether what arrived is worth something: a device may go on over a transfer that a lost
+ * rank left undone. Before results change anything that must survive. */
+kn_status kn_comm_confirm(kn_comm *comm);
+
 /* `bytes` of the member with index `root`, to all. */
 kn_status kn_group_broadcast(const kn_group *group, int32_t root, void *data, size_t bytes);
 

@@ -16,6 +16,7 @@ typedef struct kn_comm_backend {
      * peer of `barrier` (a bit set) they still wait for each other. */
     kn_status (*exchange)(kn_comm *comm, const kn_comm_block *send, int32_t sends, const kn_comm_block *receive,
                           int32_t receives, uint32_t barrier, bool host);
+    kn_status (*confirm)(kn_comm *comm); /* as kn_comm_confirm; from any thread, where it waits for no stream */
     void (*abort)(kn_comm *comm, const char *reason);
     void (*destroy)(kn_comm *comm);
 } kn_comm_backend;

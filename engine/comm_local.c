@@ -422,6 +422,18 @@ static kn_status local_exchange(kn_comm *base, const kn_comm_block *send, int32_
 
 /* ---- forming, joining, leaving ---- */
 
+/* Transfers have ended when their call returns; this is about the ranks. */
+static kn_status local_confirm(kn_comm *base)
+{
+    local *c = (local *)base;
+    char reason[REASON_BYTES];
+    for (int32_t p = 0; p < base->ranks; p++)
+        if (p != base->rank && atomic_load(&c->at->slots[p].state) == JOINED && is_lost(c, p, reason) &&
+            atomic_load(&c->at->slots[p].state) != LEFT)
+            return give_up_for(c, KN_UNAVAILABLE, reason);
+    return atomic_load(&c->at->state) == ACTIVE ? KN_OK : given_up(c->at);
+}
+
 static void local_abort(kn_comm *base, const char *reason)
 {
     give_up(((local *)base)->at, reason);
@@ -444,7 +456,7 @@ static void local_destroy(kn_comm *base)
 }
 
 static const kn_comm_backend local_backend = {
-    .exchange = local_exchange, .abort = local_abort, .destroy = local_destroy};
+    .exchange = local_exchange, .confirm = local_confirm, .abort = local_abort, .destroy = local_destroy};
 
 kn_status kn_comm_local_form(int *out, int32_t ranks, uint64_t epoch)
 {

@@ -353,6 +353,7 @@ static kn_status step_denoise(kn_generation *const *gs, int32_t count)
     kn_arena arena;
     KN_TRY(kn_model_workspace(model, kn_dit_workspace(kn_model_dit(model), sequences, n, group), &arena));
     KN_TRY(kn_dit_forward(kn_model_dit(model), kn_model_stream(model), &arena, sequences, n, group));
+    KN_TRY(kn_comm_confirm(group->comm)); /* before the state changes */
     for (int i = 0; i < count; i++) {
         kn_generation *g = gs[i];
         for (int b = 0; b < g->branches; b++)

@@ -63,6 +63,7 @@ static kn_status hand_on(kn_vae_decoder *d)
 {
     kn_status st = KN_OK;
     if (d->run.group.size > 1) KN_TRY(gather_planes(d));
+    KN_TRY(kn_comm_confirm(d->run.group.comm)); /* before somebody sees it */
     if (d->run.group.index == 0) KN_TRY(d->frame(d->context, d->frames, d->run.group.size > 1 ? d->whole : d->planes));
 fail:
     return st;

@@ -75,6 +75,11 @@ kn_device *kn_stream_device(const kn_stream *stream)
     return stream->device;
 }
 
+void *kn_stream_native(kn_stream *stream)
+{
+    return stream->device->backend->stream_native ? stream->device->backend->stream_native(stream) : NULL;
+}
+
 kn_status kn_stream_synchronize(kn_stream *stream)
 {
     KN_REQUIRE(stream);

@@ -55,6 +55,8 @@ void kn_device_free(kn_device *device, void *pointer);
 kn_status kn_stream_create(kn_stream **out, kn_device *device);
 void kn_stream_destroy(kn_stream **stream);
 kn_device *kn_stream_device(const kn_stream *stream);
+/* The stream as the maker's libraries know it: cudaStream_t; NULL on a CPU. */
+void *kn_stream_native(kn_stream *stream);
 
 /* Waits until everything queued has finished; reports what failed meanwhile. */
 kn_status kn_stream_synchronize(kn_stream *stream);

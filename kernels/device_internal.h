@@ -13,6 +13,7 @@ typedef struct kn_device_backend {
     void (*free)(kn_device *device, void *pointer);
     kn_status (*stream_create)(kn_stream **out, kn_device *device);
     void (*stream_destroy)(kn_stream *stream);
+    void *(*stream_native)(kn_stream *stream); /* NULL: there is none */
     kn_status (*stream_synchronize)(kn_stream *stream);
     /* From host memory, to host memory, inside the device. */
     kn_status (*stream_upload)(kn_stream *stream, void *destination, const void *source, size_t bytes);

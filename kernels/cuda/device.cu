@@ -148,6 +148,11 @@ static kn_status cuda_stream_create(kn_stream **out, kn_device *base)
     return KN_OK;
 }
 
+static void *cuda_stream_native(kn_stream *base)
+{
+    return stream_of(base);
+}
+
 static kn_status cuda_stream_synchronize(kn_stream *base)
 {
     device_cuda *device = device_of(base);
@@ -314,6 +319,7 @@ static kn_device_backend make_backend()
     b.free = cuda_free;
     b.stream_create = cuda_stream_create;
     b.stream_destroy = cuda_stream_destroy;
+    b.stream_native = cuda_stream_native;
     b.stream_synchronize = cuda_stream_synchronize;
     b.stream_upload = cuda_stream_upload;
     b.stream_download = cuda_stream_download;
