@@ -87,6 +87,7 @@ typedef struct kn_server {
     kn_grpc_server *grpc;                    /* --grpc (front.h); NULL: none */
     kn_http_server *grpc_http;               /* its listeners */
     kn_tls *grpc_tls;                        /* the same certificate, and HTTP/2 */
+    struct kn_rpc_spares *spares;            /* of chunks over gRPC; rpc.h */
     struct kn_references *references;        /* uploaded pictures; references.h */
     size_t upload_bytes;                     /* of pictures that are on their way */
     struct {                                 /* the latest event over gRPC; rpc_watch.c */

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "server/api.h"
 #include "server/front.h"
 #include "server/health.h"
@@ -101,6 +102,8 @@ kn_status kn_front_start(kn_server *s)
     callbacks.sniff = on_sniff;
     if (c->grpc.count == 0) return KN_OK;
     KN_TRY(kn_references_create(&s->references));
+    s->spares = kn_alloc(sizeof *s->spares);
+    if (!s->spares) return KN_NOMEM;
     if (c->tls_cert)
         KN_TRY(kn_tls_create(&s->grpc_tls, &(kn_tls_params){.certificate = c->tls_cert,
                                                             .key = c->tls_key,
@@ -149,6 +152,8 @@ void kn_front_stop(kn_server *s)
     kn_http_server_destroy(&s->grpc_http);
     kn_tls_destroy(&s->grpc_tls);
     kn_references_destroy(&s->references);
+    if (s->spares) kn_rpc_spares_release(s->spares);
+    kn_free(s->spares);
     kn_rpc_block_unref(s->rpc_event.block);
     s->rpc_event.block = NULL;
 }

@@ -550,10 +550,14 @@ kn_status kn_h2_trailers(kn_h2_stream *s, const kn_h2_field *fields, size_t coun
     size_t text = 0;
     KN_REQUIRE(s->begun && !s->trailing && count <= KN_H2_REPLY_FIELDS_MAX);
     s->trailing = s->ended = true;
+    if (count == 0) { /* an end, and nothing to say */
+        wake(s);
+        return KN_OK;
+    }
     for (size_t i = 0; i < count; i++)
         if (fields[i].copy) text += fields[i].name_bytes + fields[i].value_bytes;
-    if (count > 0) s->trailers = kn_alloc(count * sizeof *fields + text + 1);
-    if (count > 0 && !s->trailers) return give_up(s);
+    s->trailers = kn_alloc(count * sizeof *fields + text);
+    if (!s->trailers) return give_up(s);
     s->trailer_count = count;
     char *at = (char *)(s->trailers + count);
     for (size_t i = 0; i < count; i++) {

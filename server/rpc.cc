@@ -35,9 +35,13 @@ constexpr size_t CHUNK_ROOM = 512;   /* of a chunk, beside its data */
 class allocator : public flatbuffers::Allocator
 {
   public:
+    explicit allocator(kn_rpc_spares *spares) : spares_(spares)
+    {
+    }
     uint8_t *allocate(size_t bytes) override
     {
-        void *block = kn_alloc(bytes);
+        void *block = take_spare(bytes);
+        if (!block) block = kn_alloc(bytes);
         if (!block) throw std::bad_alloc();
         return static_cast<uint8_t *>(block);
     }
@@ -45,6 +49,19 @@ class allocator : public flatbuffers::Allocator
     {
         kn_free(block);
     }
+
+  private:
+    void *take_spare(size_t bytes)
+    {
+        for (int i = 0; spares_ && i < KN_RPC_SPARES; i++) {
+            void *raw = spares_->all[i].raw;
+            if (!raw || spares_->all[i].bytes != bytes) continue;
+            spares_->all[i].raw = nullptr;
+            return raw;
+        }
+        return nullptr;
+    }
+    kn_rpc_spares *spares_;
 };
 
 /* ---- requests ---- */
@@ -177,26 +194,26 @@ void put_submission(submission &s, const v1::SubmitRequest &in, double call_seco
 
 /* ---- replies ---- */
 
-kn_status finish(kn_rpc_block **out, FlatBufferBuilder &b)
+kn_status finish(kn_rpc_block **out, FlatBufferBuilder &b, kn_rpc_spares *spares)
 {
     size_t size = 0, offset = 0;
     const size_t count = b.GetSize();
     auto *block = static_cast<kn_rpc_block *>(kn_alloc(sizeof(kn_rpc_block)));
     if (!block) return KN_NOMEM;
     uint8_t *raw = b.ReleaseRaw(size, offset);
-    *block = {raw + offset, count, raw, 1};
+    *block = {raw + offset, count, raw, 1, size, spares};
     *out = block;
     return KN_OK;
 }
 
 /* Builds with `make`, which finishes the builder. */
-template <typename F> kn_status build(kn_rpc_block **out, size_t first_bytes, F make)
+template <typename F> kn_status build(kn_rpc_block **out, size_t first_bytes, F make, kn_rpc_spares *spares = nullptr)
 {
-    allocator memory; /* outlives the builder; the block's own memory is freed by kn_free */
+    allocator memory(spares); /* outlives the builder; the block's own memory is freed by kn_free */
     try {
         FlatBufferBuilder b(first_bytes, &memory);
         make(b);
-        return finish(out, b);
+        return finish(out, b, spares);
     } catch (const std::bad_alloc &) {
         return KN_NOMEM;
     }
@@ -383,8 +400,23 @@ void kn_rpc_block_unref(void *pointer)
 {
     auto *block = static_cast<kn_rpc_block *>(pointer);
     if (!block || --block->references > 0) return;
+    for (int i = 0; block->home && block->raw && i < KN_RPC_SPARES; i++) {
+        auto &spare = block->home->all[i];
+        if (spare.raw && spare.bytes == block->raw_bytes) continue;
+        kn_free(spare.raw); /* of a size that is not asked for now */
+        spare = {block->raw, block->raw_bytes};
+        block->raw = nullptr;
+    }
     kn_free(block->raw);
     kn_free(block);
+}
+
+void kn_rpc_spares_release(kn_rpc_spares *spares)
+{
+    for (auto &spare : spares->all) {
+        kn_free(spare.raw);
+        spare.raw = nullptr;
+    }
 }
 
 kn_status kn_rpc_write_video(kn_rpc_block **out, const kn_video_item *item)
@@ -434,15 +466,18 @@ kn_status kn_rpc_write_preview(kn_rpc_block **out, const char *event_id, int32_t
     });
 }
 
-kn_status kn_rpc_write_chunk(kn_rpc_block **out, uint8_t **data, size_t count, uint64_t offset, uint64_t total,
-                             const char *mime, const char *etag)
+kn_status kn_rpc_write_chunk(kn_rpc_block **out, kn_rpc_spares *spares, uint8_t **data, size_t count, uint64_t offset,
+                             uint64_t total, const char *mime, const char *etag)
 {
-    const kn_status st = build(out, count + CHUNK_ROOM, [&](FlatBufferBuilder &b) {
-        uint8_t *unused;
-        const auto vector = b.CreateUninitializedVector(count, &unused);
-        const auto type = text(b, mime), tag = text(b, etag);
-        b.Finish(v1::CreateChunk(b, offset, total, type, tag, vector));
-    });
+    const kn_status st = build(
+        out, count + CHUNK_ROOM,
+        [&](FlatBufferBuilder &b) {
+            uint8_t *unused;
+            const auto vector = b.CreateUninitializedVector(count, &unused);
+            const auto type = text(b, mime), tag = text(b, etag);
+            b.Finish(v1::CreateChunk(b, offset, total, type, tag, vector));
+        },
+        spares);
     if (st != KN_OK) return st;
     *data = const_cast<uint8_t *>(flatbuffers::GetRoot<v1::Chunk>((*out)->bytes)->data()->data());
     return KN_OK;

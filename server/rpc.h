@@ -64,12 +64,27 @@ kn_status kn_rpc_read_part(const uint8_t **data, size_t *data_bytes, const void 
 
 /* ---- replies ---- */
 
+typedef struct kn_rpc_spares kn_rpc_spares;
+
 typedef struct kn_rpc_block {
     const uint8_t *bytes;
     size_t count;
     void *raw; /* the block's memory */
     int32_t references;
+    size_t raw_bytes;
+    kn_rpc_spares *home; /* where `raw` goes; NULL: it is freed */
 } kn_rpc_block;
+
+/* Memory of chunks that were sent, for the next ones: fresh pages would cost more than the copying. Zeroed at first;
+ * outlives all its blocks. */
+enum { KN_RPC_SPARES = 4 };
+struct kn_rpc_spares {
+    struct {
+        void *raw;
+        size_t bytes;
+    } all[KN_RPC_SPARES];
+};
+void kn_rpc_spares_release(kn_rpc_spares *spares);
 
 void kn_rpc_block_unref(void *block); /* as kn_grpc_send_owned wants it */
 
@@ -89,8 +104,8 @@ kn_status kn_rpc_write_preview(kn_rpc_block **out, const char *event_id, int32_t
                                const void *image, size_t count);
 
 /* A chunk of `count` bytes that the caller fills in at *data. `mime` and `etag` may be NULL. */
-kn_status kn_rpc_write_chunk(kn_rpc_block **out, uint8_t **data, size_t count, uint64_t offset, uint64_t total,
-                             const char *mime, const char *etag);
+kn_status kn_rpc_write_chunk(kn_rpc_block **out, kn_rpc_spares *spares, uint8_t **data, size_t count, uint64_t offset,
+                             uint64_t total, const char *mime, const char *etag);
 
 typedef struct kn_rpc_reference {
     const char *id, *mime;

@@ -56,8 +56,9 @@ static kn_status send_chunk(kn_grpc_call *grpc, download *d)
     uint8_t *data;
     if (!kn_grpc_has_room(grpc)) return KN_AGAIN;
     kn_api_etag(etag, d->live, d->kind);
-    kn_status st = kn_rpc_write_chunk(&block, &data, count, d->at, d->total, d->begun ? NULL : mime_of(d->kind),
-                                      d->begun ? NULL : etag);
+    kn_server *s = kn_grpc_context(grpc);
+    kn_status st = kn_rpc_write_chunk(&block, s->spares, &data, count, d->at, d->total,
+                                      d->begun ? NULL : mime_of(d->kind), d->begun ? NULL : etag);
     if (st != KN_OK) return st;
     st = read_chunk(d, data, count);
     if (st != KN_OK) {

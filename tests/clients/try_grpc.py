@@ -321,6 +321,15 @@ class Transport(Case):
         for future in futures:
             self.assertEqual(video_of(future.result()).Id().decode(), video_id)
 
+    def test_h2load(self):
+        message = Path(self.server.home) / "models.bin"
+        message.write_bytes(bytes(5))
+        port = self.target.rsplit(":", 1)[1]
+        grpc_call = ("-d", str(message), "-H", "content-type: application/grpc")
+        for path, options in (("/kinora.v1.Kinora/Models", grpc_call), ("/livez", ())):
+            done = run("h2load", "-n", "5000", "-c", "10", "-m", "100", *options, f"http://127.0.0.1:{port}{path}")
+            self.assertIn("5000 succeeded, 0 failed, 0 errored", done.stdout)
+
     def test_deadline_and_unknown_methods(self):
         unknown = self.channel.unary_unary("/kinora.v1.Kinora/Nothing")
         self.refused(CODE.UNIMPLEMENTED, unknown, b"")
