@@ -49,6 +49,14 @@ KN_PTX float exp2_approx(float x)
     return y;
 }
 
+/* 1 / x, at most 1 unit in the last place; subnormals are zero. "rcp". */
+KN_PTX float reciprocal_approx(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* Two floats to bf16, round to nearest even; low in the low half. "cvt". */
 KN_PTX uint32_t pack_bf16(float low, float high)
 {

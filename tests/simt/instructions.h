@@ -68,6 +68,7 @@ void wgmma(int line, const wgmma_operands &operands);
 bool elect_one(int line);
 void set_registers(int line, int count, bool more);
 float exp2_approx(float x);
+float reciprocal_approx(float x);
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float x);
 

@@ -155,6 +155,11 @@ float exp2_approx(float x)
     return simt_flush(exp2f(simt_flush(x)));
 }
 
+float reciprocal_approx(float x)
+{
+    return simt_flush(1.0f / simt_flush(x));
+}
+
 float half_to_float(uint16_t bits)
 {
     return simt_half_float(bits);

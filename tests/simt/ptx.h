@@ -26,6 +26,11 @@ KN_PTX float exp2_approx(float x)
     return simt::exp2_approx(x);
 }
 
+KN_PTX float reciprocal_approx(float x)
+{
+    return simt::reciprocal_approx(x);
+}
+
 KN_PTX uint32_t pack_bf16(float low, float high)
 {
     return simt_bf16_bits(low) | (uint32_t)simt_bf16_bits(high) << 16;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Linear layers that add to the residual stream, for Hopper: out = residual + gate * (a w^T + bias), everything after
- * the product in registers.
+ * Linear layers for Hopper: out = act(a w^T + bias), or out = residual + gate * (a w^T + bias) for those that add to
+ * the residual stream, everything after the product in registers.
  *
  *   tile      128 rows by 256 columns; two computing warpgroups with 64 rows each, one warp that loads
  *   pipeline  four buffers of 64 columns of k: a [128][64], w [256][64], swizzled by 128 bytes
@@ -10,11 +10,12 @@
  *   grid      one CTA per multiprocessor; tiles in bands of BAND rows of tiles, columns within, so that what is in
  *             flight together shares a and w in the second cache level
  *   registers sums 128 per thread of 232
- *   limits    a and w bf16, k a multiple of 64; no activation; out and residual aligned for pairs of elements
+ *   limits    a and w bf16, k a multiple of 64; with residual no activation, f32 or bf16; without, bf16 out; out and
+ *             residual aligned for pairs of elements
  *   tolerance that of bf16 operands with f32 sums
  *
- * cuBLASLt has the plain products and those with bias and activation; this kernel is for the ones it cannot finish: a
- * gate per row and the residual stream would cost another read and write of the whole output. */
+ * A library's product would need another pass over the output for a gate per row and the residual, and chooses its
+ * algorithm, and so the order of sums, by the number of rows. */
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/sm90/pipeline.cuh"
 #include "kernels/cuda/sm90/tensor_map.cuh"
@@ -124,8 +125,8 @@ static __device__ __forceinline__ void store_pair(uint16_t *to, float2 value)
 
 /* Each thread has columns 8j + 2 (lane % 4), + 1 of two rows, lane / 4 and 8 below. */
 template <typename OUT>
-static __device__ __forceinline__ void finish(const gemm_launch &p, const float (&sum)[TILE_N / 2], int row0,
-                                              int column0)
+static __device__ __forceinline__ void add_to_stream(const gemm_launch &p, const float (&sum)[TILE_N / 2], int row0,
+                                                     int column0)
 {
     int lane = threadIdx.x % 32;
     OUT *out[2];
@@ -167,7 +168,49 @@ static __device__ __forceinline__ void finish(const gemm_launch &p, const float 
     }
 }
 
-template <int CLUSTER, typename OUT>
+/* gelu_tanh(x) = x / (1 + 2^(-2 log2(e) u)), u = sqrt(2 / pi) (x + 0.044715 x^3). */
+static __device__ __forceinline__ float gelu_approx(float x)
+{
+    const float factor = -2 * 1.44269504088896341f * 0.797884560802865356f;
+    return x * reciprocal_approx(1.0f + exp2_approx(factor * x * fmaf(0.044715f * x, x, 1.0f)));
+}
+
+template <bool GELU>
+static __device__ __forceinline__ void store_new(const gemm_launch &p, const float (&sum)[TILE_N / 2], int row0,
+                                                 int column0)
+{
+    int lane = threadIdx.x % 32, row = row0 + lane / 4;
+    uint16_t *out = reinterpret_cast<uint16_t *>(p.out) + row * p.out_stride;
+#pragma unroll
+    for (int j = 0; j < TILE_N / 8; j++) {
+        int column = column0 + 8 * j + lane % 4 * 2;
+        if (column >= p.columns) continue;
+        float2 bias = p.bias ? float2{p.bias[column], p.bias[column + 1]} : float2{0.0f, 0.0f};
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            if (row + 8 * half >= p.rows) continue;
+            float2 y = {sum[4 * j + 2 * half] + bias.x, sum[4 * j + 2 * half + 1] + bias.y};
+            if (GELU) y = {gelu_approx(y.x), gelu_approx(y.y)};
+            store_pair(out + 8 * half * p.out_stride + column, y);
+        }
+    }
+}
+
+enum finish { ADD_F32, ADD_BF16, STORE_BF16, STORE_GELU_BF16 };
+
+template <int FINISH>
+static __device__ __forceinline__ void finish_tile(const gemm_launch &p, const float (&sum)[TILE_N / 2], int row0,
+                                                   int column0)
+{
+    if constexpr (FINISH == ADD_F32)
+        add_to_stream<float>(p, sum, row0, column0);
+    else if constexpr (FINISH == ADD_BF16)
+        add_to_stream<uint16_t>(p, sum, row0, column0);
+    else
+        store_new<FINISH == STORE_GELU_BF16>(p, sum, row0, column0);
+}
+
+template <int CLUSTER, int FINISH>
 static __device__ __forceinline__ void compute_tiles(const gemm_launch &p, unsigned char *shared,
                                                      gemm_barriers *barrier, int group)
 {
@@ -193,11 +236,11 @@ static __device__ __forceinline__ void compute_tiles(const gemm_launch &p, unsig
         wgmma_wait<0>();
         hold(sum);
         release<CLUSTER>(reading);
-        finish<OUT>(p, sum, at.row + group * GROUP_M + uniform(threadIdx.x / 32 % 4) * 16, at.column);
+        finish_tile<FINISH>(p, sum, at.row + group * GROUP_M + uniform(threadIdx.x / 32 % 4) * 16, at.column);
     }
 }
 
-template <int CLUSTER, typename OUT> static __device__ __forceinline__ void gemm_body(const gemm_launch &p)
+template <int CLUSTER, int FINISH> static __device__ __forceinline__ void gemm_body(const gemm_launch &p)
 {
     KN_DYNAMIC_SHARED(unsigned char, shared);
     gemm_barriers *barrier = reinterpret_cast<gemm_barriers *>(shared + BARRIERS_OFFSET);
@@ -216,36 +259,57 @@ template <int CLUSTER, typename OUT> static __device__ __forceinline__ void gemm
         if (threadIdx.x == 0) load_tiles<CLUSTER>(p, shared, barrier);
     } else {
         setmaxnreg_inc<232>();
-        compute_tiles<CLUSTER, OUT>(p, shared, barrier, warpgroup - 1);
+        compute_tiles<CLUSTER, FINISH>(p, shared, barrier, warpgroup - 1);
     }
     cluster_barrier<CLUSTER>();
 }
 
-static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_f32(const __grid_constant__ gemm_launch p)
+static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_add_f32(const __grid_constant__ gemm_launch p)
 {
-    gemm_body<1, float>(p);
+    gemm_body<1, ADD_F32>(p);
 }
 
-static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_f32_cluster(const __grid_constant__ gemm_launch p)
+static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_add_f32_cluster(const __grid_constant__ gemm_launch p)
 {
-    gemm_body<2, float>(p);
+    gemm_body<2, ADD_F32>(p);
+}
+
+static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_add_bf16(const __grid_constant__ gemm_launch p)
+{
+    gemm_body<1, ADD_BF16>(p);
+}
+
+static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_add_bf16_cluster(const __grid_constant__ gemm_launch p)
+{
+    gemm_body<2, ADD_BF16>(p);
 }
 
 static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_bf16(const __grid_constant__ gemm_launch p)
 {
-    gemm_body<1, uint16_t>(p);
+    gemm_body<1, STORE_BF16>(p);
 }
 
 static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_bf16_cluster(const __grid_constant__ gemm_launch p)
 {
-    gemm_body<2, uint16_t>(p);
+    gemm_body<2, STORE_BF16>(p);
+}
+
+static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_gelu_bf16(const __grid_constant__ gemm_launch p)
+{
+    gemm_body<1, STORE_GELU_BF16>(p);
+}
+
+static __global__ __launch_bounds__(THREADS, 1) void gemm_sm90_gelu_bf16_cluster(const __grid_constant__ gemm_launch p)
+{
+    gemm_body<2, STORE_GELU_BF16>(p);
 }
 
 /* ---- host ---- */
 
+/* A weight as it is in the checkpoint, or prepared: rows with zeros behind (weight_prepare_cuda). */
 static kn_matrix matrix_of(const kn_weight *w)
 {
-    return kn_matrix{(void *)w->data, w->n, w->k, w->k, w->dtype};
+    return kn_matrix{(void *)w->data, w->n, w->k, w->layout == KN_WEIGHT_PANEL ? w->pair : w->k, w->dtype};
 }
 
 /* Two elements side by side can be moved as one. */
@@ -254,14 +318,47 @@ static bool pairs(const kn_matrix *m)
     return (uintptr_t)m->data % 8 == 0 && m->stride % 2 == 0;
 }
 
-static bool gemm_accepts(const device_cuda *device, const kn_gemm_args *g)
+static bool products_accepted(const kn_gemm_args *g)
+{
+    kn_matrix w = matrix_of(g->w);
+    return g->w->compute == KN_BF16 && (g->w->layout == KN_WEIGHT_PLAIN || g->w->panel == 1) &&
+           tensor_map_accepts(&g->a) && tensor_map_accepts(&w) && g->w->n % 2 == 0 && pairs(&g->out);
+}
+
+static bool accepts_add(const device_cuda *device, const kn_gemm_args *g)
 {
     (void)device;
-    kn_matrix w = matrix_of(g->w);
-    return g->w->layout == KN_WEIGHT_PLAIN && g->w->compute == KN_BF16 && tensor_map_accepts(&g->a) &&
-           tensor_map_accepts(&w) && g->w->n % 2 == 0 && g->activation == KN_ACT_NONE && g->residual.data &&
-           pairs(&g->out) && pairs(&g->residual);
+    return g->residual.data && pairs(&g->residual) && g->activation == KN_ACT_NONE && products_accepted(g);
 }
+
+static bool accepts_store(const device_cuda *device, const kn_gemm_args *g)
+{
+    (void)device;
+    return !g->residual.data && g->out.dtype == KN_BF16 && g->activation != KN_ACT_SILU && products_accepted(g);
+}
+
+static finish finish_of(const kn_gemm_args *g)
+{
+    if (g->residual.data) return g->out.dtype == KN_F32 ? ADD_F32 : ADD_BF16;
+    return g->activation == KN_ACT_GELU_TANH ? STORE_GELU_BF16 : STORE_BF16;
+}
+
+struct gemm_kernel {
+    void (*run)(gemm_launch);
+    const char *name;
+};
+
+#define KN_GEMM(name)                                                                                                  \
+    {                                                                                                                  \
+        name, #name                                                                                                    \
+    }
+static const gemm_kernel kernels[][2] = {
+    {KN_GEMM(gemm_sm90_add_f32), KN_GEMM(gemm_sm90_add_f32_cluster)},
+    {KN_GEMM(gemm_sm90_add_bf16), KN_GEMM(gemm_sm90_add_bf16_cluster)},
+    {KN_GEMM(gemm_sm90_bf16), KN_GEMM(gemm_sm90_bf16_cluster)},
+    {KN_GEMM(gemm_sm90_gelu_bf16), KN_GEMM(gemm_sm90_gelu_bf16_cluster)},
+};
+#undef KN_GEMM
 
 static kn_status gemm_run(kn_stream *stream, const kn_gemm_args *g)
 {
@@ -282,7 +379,7 @@ static kn_status gemm_run(kn_stream *stream, const kn_gemm_args *g)
     p.out_stride = g->out.stride;
     p.residual_stride = g->residual.stride;
     p.element_bytes = (int32_t)kn_dtype_bytes(g->out.dtype);
-    p.prefetch = (uintptr_t)p.residual % 16 == 0 && p.residual_stride % 8 == 0 && g->w->n % 8 == 0;
+    p.prefetch = p.residual && (uintptr_t)p.residual % 16 == 0 && p.residual_stride % 8 == 0 && g->w->n % 8 == 0;
     p.rows = (int32_t)g->out.rows;
     p.columns = (int32_t)g->w->n;
     p.k_blocks = (int32_t)(g->w->k / TILE_K);
@@ -293,15 +390,13 @@ static kn_status gemm_run(kn_stream *stream, const kn_gemm_args *g)
     if (places < cluster) places = cluster;
     launch_shape shape = {dim3((unsigned)(tiles < places ? tiles : places)), dim3(THREADS), SHARED_BYTES,
                           stream_of(stream), dim3(cluster)};
-    if (g->out.dtype == KN_F32)
-        return cluster == 2 ? launch("gemm_sm90_f32_cluster", shape, gemm_sm90_f32_cluster, p)
-                            : launch("gemm_sm90_f32", shape, gemm_sm90_f32, p);
-    return cluster == 2 ? launch("gemm_sm90_bf16_cluster", shape, gemm_sm90_bf16_cluster, p)
-                        : launch("gemm_sm90_bf16", shape, gemm_sm90_bf16, p);
+    const gemm_kernel *kernel = &kernels[finish_of(g)][cluster - 1];
+    return launch(kernel->name, shape, kernel->run, p);
 }
 
 extern const variant<kn_gemm_args> gemm_sm90[] = {
-    {"gemm.sm90.bf16.residual", TIER_SM90, gemm_accepts, gemm_run, nullptr},
+    {"gemm.sm90.bf16.add", TIER_SM90, accepts_add, gemm_run, nullptr},
+    {"gemm.sm90.bf16.store", TIER_SM90, accepts_store, gemm_run, nullptr},
     {},
 };
 
