@@ -83,6 +83,7 @@ typedef struct check {
     check_buffer buffers[CHECK_BUFFERS];
     int buffer_count;
 
+    uint64_t way; /* of the last tier's whole call */
     int passed, failed;
     double spent; /* seconds in reference runs */
 } check;
@@ -93,6 +94,8 @@ kn_status check_open_tiers(check *c);
 void check_close_tiers(check *c);
 /* Before each run: `threads` 1.. chooses the order of a GPU's threads. */
 void check_seed_run(const check_tier *tier, int threads);
+/* Which kernels of a GPU the calls since the last question took, as a number; 0 on a CPU. */
+uint64_t check_way(const check_tier *tier);
 /* After a failure, so that the next run finds a working device. */
 void check_revive(check_tier *tier);
 /* Memory that the kernels of a GPU may use. */

@@ -225,6 +225,8 @@ static void compare_bits(const check_view *covered, const char *begin, const cha
 
 /* ---- one case ---- */
 
+enum { SIMT_SLICES = 4 };
+
 typedef struct copies {
     char *want, *whole, *part; /* copies of the output buffer: reference, this tier, this tier otherwise */
 } copies;
@@ -254,18 +256,24 @@ static void judge_tier(check *c, const check_case *one, const check_tier *tier, 
     const char *begin = buffer_of(c, one->output.data)->begin;
     memcpy(args, one->args, one->args_bytes);
     if (one->prepare) prepare(c, one, tier, args, v);
+    check_way(tier);
     run(c, one, tier, 1, args, &one->output, copy->whole, v);
+    const uint64_t way = check_way(tier), before = c->way;
+    c->way = way;
     if (tier->reference) memcpy(copy->want, copy->whole, buffer_of(c, one->output.data)->bytes);
     compare(one, begin, copy->whole, copy->want, v);
-    if (tier->reference) return; /* one thread, one order: nothing more to learn */
+    if (tier->reference) return;           /* one thread, one order: nothing more to learn */
+    if (way != 0 && way == before) return; /* the same kernels as on the tier before */
 
-    for (int threads = 2; threads <= CHECK_THREADS; threads++) {
+    const int last = tier->simt ? CHECK_THREADS - 1 : CHECK_THREADS;
+    for (int threads = 2; threads <= last; threads++) {
         char what[32];
         snprintf(what, sizeof what, "%d threads", threads);
         run(c, one, tier, threads, args, &one->output, copy->part, v);
         compare_bits(&one->output, begin, copy->part, copy->whole, what, v);
     }
-    for (int index = 0; index < one->slices; index++) {
+    const int step = tier->simt && one->slices > SIMT_SLICES ? 2 : 1; /* every other one: they cost milliseconds */
+    for (int index = (int)check_below(c, step); index < one->slices; index += step) {
         char what[32];
         check_view covered = one->output;
         memcpy(sliced, args, one->args_bytes);

@@ -141,6 +141,11 @@ void check_seed_run(const check_tier *tier, int threads)
     if (tier->simt) simt_seed((uint64_t)threads);
 }
 
+uint64_t check_way(const check_tier *tier)
+{
+    return tier->simt ? simt_trace() : 0;
+}
+
 void check_revive(check_tier *tier)
 {
     if (!tier->simt) return;
@@ -174,6 +179,12 @@ void check_seed_run(const check_tier *tier, int threads)
 {
     (void)tier;
     (void)threads;
+}
+
+uint64_t check_way(const check_tier *tier)
+{
+    (void)tier;
+    return 0;
 }
 
 void check_revive(check_tier *tier)

@@ -164,11 +164,10 @@ bool mbarrier_wait_some(void *address, uint32_t parity, bool may_wait)
         if (!may_wait || random_below(running, 8) == 0) { // it may give up after a time that nobody promises
             spin("mbarrier wait");
         } else {
-            char detail[160];
-            snprintf(detail, sizeof detail, "%s, phase %u, needs %u more arrivals and %lld more bytes",
-                     describe_address(address).c_str(), m->phase, m->pending, (long long)m->transactions);
             m->waiting.push_back(current);
-            block_until_woken("mbarrier wait", detail);
+            block_until_woken("mbarrier wait", {"phase %lld, needs %lld more arrivals and %lld more bytes",
+                                                address,
+                                                {m->phase, m->pending, m->transactions}});
         }
         if ((m->phase & 1) == parity) return false;
     }
@@ -294,6 +293,7 @@ static void check_map(const tensor *map, int rank, const void *where)
 {
     if ((uintptr_t)where % 64 != 0) fail("the tensor map is not 64-byte aligned");
     if (map->magic != TENSOR_MAGIC) fail("the tensor map was not made by cuTensorMapEncodeTiled");
+    if (map->step[0] != 1) fail("steps along the innermost dimension are not modelled");
     if (map->rank != rank) fail("a copy of rank %d with a tensor map of rank %u", rank, map->rank);
 }
 

@@ -28,19 +28,15 @@ static struct {
     uint32_t moment = 0; // newest of any clock; moments only grow, so shadows need no clearing between blocks
     std::string failure;
     simt_stats stats = {};
+    uint64_t trace = 0;
     std::mutex one_launch;
 } global;
 
 // ---- stacks and switching ----
 
-enum { STACK_BYTES = 128 << 10, STACKS_MAX = 1024 * CLUSTER_MAX };
+enum { STACKS_MAX = 1024 * CLUSTER_MAX };
 
 static char *stacks;
-
-bool on_a_stack(const void *address, const thread *t)
-{
-    return (uintptr_t)address - (uintptr_t)t->stack < STACK_BYTES;
-}
 
 bool on_any_stack(const void *address)
 {
@@ -171,7 +167,7 @@ void wake(thread *t)
     make_ready(t);
 }
 
-void block_until_woken(const char *what, const std::string &detail)
+void block_until_woken(const char *what, const wait_detail &detail)
 {
     thread *t = current;
     t->waits_for = what;
@@ -201,30 +197,33 @@ static thread *next_ready(machine *m)
     return t;
 }
 
+static std::string describe_wait(const thread *t)
+{
+    const wait_detail &d = t->detail;
+    char numbers[120];
+    snprintf(numbers, sizeof numbers, d.format, d.number[0], d.number[1], d.number[2]);
+    return std::string(t->waits_for) + ": " + (d.address ? describe_address(d.address) + ", " : "") + numbers;
+}
+
 static void report_deadlock(machine *m)
 {
-    std::string text, before;
-    const thread *first = nullptr;
+    std::string text;
+    const thread *first = nullptr, *before = nullptr;
     int told = 0, waiting = 0;
     for (block &b : m->blocks)
         for (thread &t : b.threads) {
             if (t.state != THREAD_WAITING) continue;
             waiting++;
             if (!first) first = &t;
-            const std::string what = std::string(t.waits_for) + ": " + t.detail.substr(0, 24);
-            const bool fresh = what != before;
-            before = what;
+            const bool fresh = !before || before->owner != t.owner || before->waits_for != t.waits_for ||
+                               before->detail.address != t.detail.address;
+            before = &t;
             if (!fresh || told >= 8) continue;
             told++;
-            char line[200];
-            snprintf(line, sizeof line, "%s\n    block %u of its cluster, thread %u waits in %s%s%s",
-                     text.empty() ? "" : "", b.rank, t.number, t.waits_for, t.detail.empty() ? "" : ": ",
-                     t.detail.c_str());
-            text += line;
+            text += "\n    block " + std::to_string(b.rank) + " of its cluster, thread " + std::to_string(t.number) +
+                    " waits in " + describe_wait(&t);
         }
-    char head[100];
-    snprintf(head, sizeof head, "deadlock, %d threads wait and nothing can wake them:", waiting);
-    fail_of(first, "%s%s", head, text.c_str());
+    fail_of(first, "deadlock, %d threads wait and nothing can wake them:%s", waiting, text.c_str());
 }
 
 static void run_cluster(machine *m)
@@ -408,6 +407,7 @@ cudaError_t launch_raw(const char *name, const dim3 &grid, const dim3 &block_siz
     m->lateness = (int)random_below(m, 3);
     m->elected = random_below(m, WARP);
     global.stats.launches++;
+    for (const char *p = name; *p; p++) global.trace = (global.trace ^ (unsigned char)*p) * 0x100000001b3u;
     running = m;
     run_clusters(m);
     running = nullptr;
@@ -461,6 +461,13 @@ const char *simt_failure(void)
 void simt_clear(void)
 {
     global.failure.clear();
+}
+
+uint64_t simt_trace(void)
+{
+    const uint64_t trace = global.trace;
+    global.trace = 0xcbf29ce484222325u;
+    return trace;
 }
 
 simt_stats simt_read_stats(void)

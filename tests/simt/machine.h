@@ -100,6 +100,13 @@ struct thread_copy {
 
 struct accumulator; /* wgmma.cc */
 
+/* For the report of a deadlock: a format of three numbers and, if it is set, an address in front of them. */
+struct wait_detail {
+    const char *format;
+    const void *address;
+    long long number[3];
+};
+
 struct thread {
     void *stack_pointer;
     char *stack;
@@ -109,7 +116,7 @@ struct thread {
     unsigned x, y, z;
     thread_state state;
     const char *waits_for; /* while waiting */
-    std::string detail;
+    wait_detail detail;
     vclock *clock;
     uint32_t moment, fenced;
     int spins; /* polls that saw nothing new */
@@ -198,7 +205,7 @@ void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void fail_of(const thread *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Gives the processor to others until wake(). `what` is printed in a deadlock report. */
-void block_until_woken(const char *what, const std::string &detail);
+void block_until_woken(const char *what, const wait_detail &detail);
 void wake(thread *t);
 /* Lets others run; stops the launch when nothing moves any more. */
 void spin(const char *what);
@@ -242,7 +249,11 @@ uint32_t rank_of_shared(const void *dynamic);
 /* Shared-window addresses as instructions take them: rank of the owner + 1 in the top byte when it came from mapa. */
 uint32_t shared_address(const void *pointer);
 char *shared_pointer(uint32_t address);
-bool on_a_stack(const void *address, const thread *t);
+enum { STACK_BYTES = 128 << 10 };
+static inline bool on_a_stack(const void *address, const thread *t)
+{
+    return (uintptr_t)address - (uintptr_t)t->stack < STACK_BYTES;
+}
 bool on_any_stack(const void *address);
 void allocation_add(void *memory, size_t bytes, const char *kind);
 bool allocation_remove(void *memory);

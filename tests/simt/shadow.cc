@@ -311,7 +311,8 @@ actor actor_of(const thread *t)
 
 static inline bool ordered(const actor &a, uint64_t cell)
 {
-    uint32_t slot = slot_of(cell), moment = moment_of(cell);
+    const uint32_t slot = slot_of(cell), moment = moment_of(cell);
+    if (moment <= running->base_moment) return true; // of an earlier block, which may have had other slots
     if (slot == a.issuer) return moment <= a.issuer_moment;
     if (slot == a.slot) return moment <= a.moment;
     return a.clock->seen[slot] >= moment;
@@ -319,7 +320,8 @@ static inline bool ordered(const actor &a, uint64_t cell)
 
 static inline bool behind_fence(const actor &a, uint64_t cell)
 {
-    uint32_t slot = slot_of(cell), moment = moment_of(cell);
+    const uint32_t slot = slot_of(cell), moment = moment_of(cell);
+    if (moment <= running->base_moment) return true;
     return slot == a.issuer ? moment <= a.issuer_fenced : a.clock->fenced[slot] >= moment;
 }
 

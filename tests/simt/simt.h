@@ -40,6 +40,9 @@ typedef struct simt_stats {
 } simt_stats;
 simt_stats simt_read_stats(void);
 
+/* A hash of the names of the kernels launched since the last call: equal for two calls that took the same way. */
+uint64_t simt_trace(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -86,9 +86,7 @@ static void arrive(barrier *b, const char *name, int line, uint32_t expected, bo
         return;
     }
     if (!wait) return;
-    char detail[80];
-    snprintf(detail, sizeof detail, "line %d, %u of %u are there", line, b->arrived, expected);
-    block_until_woken(name, detail);
+    block_until_woken(name, {"line %lld, %lld of %lld are there", nullptr, {line, b->arrived, expected}});
 }
 
 void sync_threads(int line)
@@ -160,10 +158,9 @@ void cluster_wait()
     if (!t->cluster_arrived) fail("barrier.cluster.wait without barrier.cluster.arrive");
     if (!t->cluster_ready) {
         running->cluster_barrier.waiting.push_back(t);
-        char detail[80];
-        snprintf(detail, sizeof detail, "%u of %u threads of the cluster are there", running->cluster_barrier.arrived,
-                 cluster_threads());
-        block_until_woken("barrier.cluster.wait", detail);
+        block_until_woken("barrier.cluster.wait", {"%lld of %lld threads of the cluster are there",
+                                                   nullptr,
+                                                   {running->cluster_barrier.arrived, cluster_threads(), 0}});
     }
     acquire(t, t->cluster_clock);
     t->cluster_ready = t->cluster_arrived = t->cluster_passed = false;
@@ -208,9 +205,7 @@ void meet(const char *name, int line, uint32_t mask, void *payload, const std::f
     m->payload[t->lane] = payload;
     m->lane[t->lane] = t;
     if (m->arrived != mask) {
-        char detail[100];
-        snprintf(detail, sizeof detail, "line %d, mask 0x%08x, here 0x%08x", line, mask, m->arrived);
-        block_until_woken(name, detail);
+        block_until_woken(name, {"line %lld, mask 0x%08llx, here 0x%08llx", nullptr, {line, mask, m->arrived}});
         return;
     }
     std::vector<meeting *> *all = &t->in->meetings;
