@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "benchmarks/bench.h"
+#include "cli/bench_ranks.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 
@@ -32,7 +33,21 @@ static kn_status parse_parts(const kn_option *option, const char *text)
     }
 }
 
-static kn_status parse_settings(kn_bench_settings *s, int argc, char **argv)
+/* "1,2,4": a bit for each number of ranks. */
+static kn_status parse_degrees(const kn_option *option, const char *text)
+{
+    uint32_t *degrees = option->out;
+    *degrees = 0;
+    for (const char *at = text;; at += 2) {
+        if (*at < '1' || *at > '8' || (at[1] != ',' && at[1] != '\0'))
+            return kn_fail(KN_INVALID, "--%s is \"%s\"; it must be numbers of 1 to 8, separated by commas",
+                           option->name, text);
+        *degrees |= 1u << (*at - '0');
+        if (at[1] == '\0') return KN_OK;
+    }
+}
+
+static kn_status parse_settings(kn_bench_settings *s, uint32_t *degrees, int argc, char **argv)
 {
     kn_cli_extent size = {0};
     bool layers_given = false;
@@ -53,6 +68,8 @@ static kn_status parse_settings(kn_bench_settings *s, int argc, char **argv)
         {"device", 0, "NAME", "cpu", kn_cli_text, &s->device, NULL},
         {"threads", 0, "N", "CPU threads; default all cores", kn_cli_int32, &s->threads, NULL},
         {"isa", 0, "TIER", "highest CPU tier: ref, avx2, avx512, avx512bf16", kn_cli_text, &s->isa, NULL},
+        {"devices", 0, "N,...", "instead: a generation on so many ranks of the CPU, 1 to 8 each", parse_degrees,
+         degrees, NULL},
         {"repeat", 'r', "N", "runs of which the median is reported; default 3", kn_cli_int32, &s->repeat, NULL},
         {"long", 0, NULL, "longer clips, and text weights from a temporary file (0.8 GB in $TMPDIR)", kn_cli_switch,
          &s->thorough, NULL},
@@ -79,8 +96,9 @@ int kn_cli_bench(int argc, char **argv)
                            .text_layers = TEXT_LAYERS,
                            .repeat = REPEAT,
                            .device = "cpu"};
-    kn_status st = parse_settings(&s, argc, argv);
+    uint32_t degrees = 0;
+    kn_status st = parse_settings(&s, &degrees, argc, argv);
     if (st == KN_CANCELLED) return 0; /* --help */
-    if (st == KN_OK) st = kn_bench_run(&s);
+    if (st == KN_OK) st = degrees ? kn_bench_ranks(&s, degrees) : kn_bench_run(&s);
     return kn_cli_end(st, s.json);
 }

@@ -139,11 +139,23 @@ static void lost_ranks_are_replaced(void **state)
     folder_remove(&at);
 }
 
+static void the_scaling_curve_is_printed(void **state)
+{
+    (void)state;
+    assert_int_equal(command("bench --devices 1,2,3 --model '" MODEL "' --size 64x64 --frames 5 --steps 3"), 0);
+    assert_printed("+0.00 %");
+    assert_int_equal(command("bench --devices 1,9"), 64);
+    assert_one_line();
+    assert_int_equal(command("bench --devices ''"), 64);
+    assert_one_line();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_lists_are_refused),
         cmocka_unit_test(ranks_write_the_same_file),
+        cmocka_unit_test(the_scaling_curve_is_printed),
         cmocka_unit_test(lost_ranks_are_replaced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
