@@ -59,7 +59,6 @@ COVERED = {
     "engine/team.c": "tests/cli/ranks.c",
     "engine/text_umt5.c": "tests/engine/networks.c",
     "engine/vae_*.c": "tests/engine/networks.c",
-    "cli/bench_ranks.c": "tests/cli/ranks.c",
     "server/admin.c": "tests/clients/main.py",
     "server/admin_client.c": "tests/clients/main.py",
     "server/admin_rows.c": "tests/clients/main.py",
