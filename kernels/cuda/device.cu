@@ -6,12 +6,12 @@
 #include "kernels/cuda/device.cuh"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 extern "C" {
 #include "base/mem.h"
-#include "kernels/device_cuda.h"
 }
 
 KN_CUDA_BEGIN
@@ -80,6 +80,7 @@ static kn_status cuda_alloc(kn_device *base, void **out, size_t bytes)
     if (bytes == 0) bytes = 1;
     if (device->lost) return lost(device);
     cudaError_t error = cudaSetDevice(device->ordinal);
+    device->counts.allocations++;
     if (error == cudaSuccess) error = cudaMalloc(&memory, bytes);
     if (error == cudaErrorMemoryAllocation) {
         size_t free_bytes = 0, total = 0;
@@ -156,6 +157,7 @@ static void *cuda_stream_native(kn_stream *base)
 static kn_status cuda_stream_synchronize(kn_stream *base)
 {
     device_cuda *device = device_of(base);
+    device->counts.waits++;
     ON(device, cudaStreamSynchronize(stream_of(base)));
     return KN_OK;
 }
@@ -201,6 +203,7 @@ static kn_status cuda_stream_upload(kn_stream *base, void *destination, const vo
     device_cuda *device = device_of(base);
     kn_status st = staging_ready(stream);
     if (st != KN_OK) return st;
+    device->counts.uploads++;
     for (size_t done = 0; done < bytes;) {
         if (stream->part_used == STAGING_BYTES) {
             stream->part = (stream->part + 1) % STAGING_PARTS;
@@ -254,7 +257,10 @@ static kn_status cuda_stream_zero(kn_stream *base, void *memory, size_t bytes)
 kn_status stream_scratch(kn_stream *base, void **out)
 {
     stream_cuda *stream = (stream_cuda *)base;
-    if (!stream->scratch) ON(device_of(base), cudaMalloc(&stream->scratch, SCRATCH_BYTES));
+    if (!stream->scratch) {
+        device_of(base)->counts.allocations++;
+        ON(device_of(base), cudaMalloc(&stream->scratch, SCRATCH_BYTES));
+    }
     *out = stream->scratch;
     return KN_OK;
 }
@@ -435,14 +441,21 @@ kn_status kn_device_cuda_open(kn_device **out, const kn_device_params *params)
     return kn_cuda::open_device(out, params, "cuda");
 }
 
+/* Counts device files, as far as CUDA_VISIBLE_DEVICES shows them: a process that has asked the driver cannot fork
+ * workers that use it. */
 int kn_device_cuda_count(void)
 {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) {
-        cudaGetLastError();
-        return 0;
+    enum { GPUS_MAX = 64 };
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    int count = 0, shown = visible && *visible && *visible != '-' ? 1 : 0;
+    char path[32];
+    while (count < GPUS_MAX) {
+        snprintf(path, sizeof path, "/dev/nvidia%d", count);
+        if (access(path, R_OK | W_OK) != 0) break;
+        count++;
     }
-    return count;
+    for (const char *c = visible; c && *c; c++) shown += *c == ',';
+    return visible && shown < count ? shown : count;
 }
 #endif
 }

@@ -9,7 +9,7 @@
 
 extern "C" {
 #include "base/pool.h"
-#include "kernels/device_internal.h"
+#include "kernels/device_cuda.h"
 }
 
 KN_CUDA_BEGIN
@@ -21,14 +21,15 @@ struct blas; /* gemm_blaslt.cu */
 
 struct device_cuda {
     kn_device base;
+    kn_device_cuda_counts counts; /* as kn_device_cuda_base has them */
     int ordinal;
     int sm; /* 80, 90, ...: compute capability * 10 */
     int multiprocessors;
     size_t shared_max; /* bytes of shared memory a block can ask for */
     enum tier tier;
-    kn_pool *pool; /* copies into pinned memory; made when first needed */
+    kn_pool *pool;     /* copies into pinned memory; made when first needed */
     struct blas *blas; /* NULL: no cuBLASLt here */
-    bool lost;     /* a sticky error was seen: every later call answers KN_DEVICE_LOST at once */
+    bool lost;         /* a sticky error was seen: every later call answers KN_DEVICE_LOST at once */
     char lost_why[256];
 };
 
@@ -66,11 +67,12 @@ template <typename Args> struct variant {
     size_t (*workspace)(const Args *args); /* NULL: none */
 };
 
-template <typename Args, int N>
-const variant<Args> *choose(const variant<Args> (&table)[N], const device_cuda *device, const Args *args)
+/* `table` ends with an entry without a name. NULL: none accepts. */
+template <typename Args>
+const variant<Args> *choose(const variant<Args> *table, const device_cuda *device, const Args *args)
 {
-    for (const variant<Args> &v : table)
-        if (v.tier <= device->tier && v.accepts(device, args)) return &v;
+    for (const variant<Args> *v = table; v->name; v++)
+        if (v->tier <= device->tier && v->accepts(device, args)) return v;
     return nullptr;
 }
 

@@ -102,7 +102,7 @@ __device__ static inline void store8(void *data, kn_dtype dtype, int64_t index, 
         if (i < count) store(data, dtype, index + i, values[i]);
 }
 
-__device__ static inline int minimum(int64_t a, int64_t b)
+__host__ __device__ static inline int minimum(int64_t a, int64_t b)
 {
     return (int)(a < b ? a : b);
 }
