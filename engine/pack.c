@@ -34,33 +34,20 @@ kn_status kn_pack_build(kn_pack *out, const kn_dit_sequence *sequences, int32_t 
     return KN_OK;
 }
 
-/* Rows are written a line at a time through a small host buffer: no allocation inside a step. */
-enum { LINE_MAX = 4096 };
-
 kn_status kn_pack_rows(const kn_pack *pack, const kn_dit_sequence *sequences, kn_stream *stream, int32_t *row_sequence,
                        kn_position *positions)
 {
-    kn_status st = KN_OK;
-    int32_t index[LINE_MAX];
-    kn_position line[LINE_MAX];
-    int64_t row = 0;
+    int32_t height[KN_PACK_SEQUENCES_MAX], width[KN_PACK_SEQUENCES_MAX];
     for (int i = 0; i < pack->sequences; i++) {
-        const int64_t rows = pack->row_offsets[i + 1] - pack->row_offsets[i];
-        const int32_t h = sequences[i].h / 2, w = sequences[i].w / 2;
-        for (int64_t first = 0; first < rows; first += LINE_MAX) {
-            const int64_t count = rows - first < LINE_MAX ? rows - first : LINE_MAX;
-            for (int64_t j = 0; j < count; j++) {
-                const int64_t token = pack->first[i] + first + j;
-                index[j] = i;
-                line[j] = (kn_position){
-                    {(uint16_t)(token / ((int64_t)h * w)), (uint16_t)(token / w % h), (uint16_t)(token % w)}};
-            }
-            KN_TRY(kn_stream_upload(stream, row_sequence + row, index, (size_t)count * sizeof *index));
-            KN_TRY(kn_stream_upload(stream, positions + row, line, (size_t)count * sizeof *line));
-            KN_TRY(kn_stream_synchronize(stream)); /* the buffers are reused */
-            row += count;
-        }
+        height[i] = sequences[i].h / 2;
+        width[i] = sequences[i].w / 2;
     }
-fail:
-    return st;
+    return kn_device_ops(kn_stream_device(stream))
+        ->pack_rows(stream, &(kn_pack_rows_args){.sequence = row_sequence,
+                                                 .positions = positions,
+                                                 .sequences = pack->sequences,
+                                                 .offsets = pack->row_offsets,
+                                                 .first = pack->first,
+                                                 .height = height,
+                                                 .width = width});
 }

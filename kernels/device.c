@@ -10,10 +10,17 @@
 kn_status kn_device_open(kn_device **out, const kn_device_params *params)
 {
     KN_REQUIRE(out && params && params->name);
+    if (strcmp(params->name, "auto") == 0) {
+        char first[1][KN_DEVICE_NAME_BYTES];
+        kn_device_params chosen = *params;
+        kn_device_list(first, 1);
+        chosen.name = first[0];
+        return kn_device_open(out, &chosen);
+    }
     if (strcmp(params->name, "cpu") == 0) return kn_device_cpu_open(out, params);
     if (strcmp(params->name, "cuda") == 0 || strncmp(params->name, "cuda:", 5) == 0)
         return kn_device_cuda_open(out, params);
-    return kn_fail(KN_UNAVAILABLE, "device \"%s\" is not available; one of cpu, cuda:N", params->name);
+    return kn_fail(KN_UNAVAILABLE, "device \"%s\" is not available; one of auto, cpu, cuda:N", params->name);
 }
 
 int32_t kn_device_list(char (*names)[KN_DEVICE_NAME_BYTES], int32_t capacity)

@@ -16,7 +16,7 @@ typedef struct kn_device kn_device;
 typedef struct kn_event kn_event;
 
 typedef struct kn_device_params {
-    const char *name; /* "cpu", "cuda:0" ("cuda" is the same) */
+    const char *name; /* "cpu", "cuda:0" ("cuda" is the same), "auto": the first of kn_device_list */
     int32_t threads;  /* CPU: worker threads including the caller; 0: all cores */
     const char *isa;  /* highest tier to use: "ref", "avx2", "avx512", "avx512bf16"; on a GPU "cuda", "sm90"; NULL: the
                          best there is */

@@ -9,8 +9,25 @@
 
 /* "cuda" or "cuda:N". `params->isa` is the highest tier to use: "cuda", "sm90"; NULL: what the GPU has. */
 kn_status kn_device_cuda_open(kn_device **out, const kn_device_params *params);
-/* GPUs that the driver shows; 0 without a driver. */
+/* GPUs of this machine that this process may open, by their device files: no driver is loaded for it. */
 int kn_device_cuda_count(void);
+/* What happened on a device of this back end since it was opened: device memory taken, copies from the host, waits for
+ * the device. A denoise step adds to none of them. */
+typedef struct kn_device_cuda_counts {
+    uint64_t allocations, uploads, waits;
+} kn_device_cuda_counts;
+
+/* The device's first part, whatever compiled the rest. */
+typedef struct kn_device_cuda_base {
+    kn_device base;
+    kn_device_cuda_counts counts;
+} kn_device_cuda_base;
+
+static inline kn_device_cuda_counts kn_device_cuda_read_counts(const kn_device *device)
+{
+    return ((const kn_device_cuda_base *)device)->counts;
+}
+
 /* The same kernels, executed on the CPU (tests/simt). Exists only in programs that link it. */
 kn_status kn_device_simt_open(kn_device **out, const kn_device_params *params);
 

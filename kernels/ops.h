@@ -179,6 +179,17 @@ typedef struct kn_timestep_embed_args {
     const float *timesteps; /* [rows], host memory */
 } kn_timestep_embed_args;
 
+/* What every row of a pack must know. Row r of sequence s (offsets[s] <= r < offsets[s + 1]) is token first[s] + r -
+ * offsets[s] of a grid of frames with height[s] x width[s] tokens, frame-major, then row, then column. */
+typedef struct kn_pack_rows_args {
+    int32_t *sequence;      /* [rows] s; or NULL */
+    kn_position *positions; /* [rows] frame, row and column; or NULL */
+    int32_t sequences;
+    const int32_t *offsets;        /* [sequences + 1], host memory, rows */
+    const int32_t *first;          /* [sequences], host memory, tokens */
+    const int32_t *height, *width; /* [sequences], host memory, tokens */
+} kn_pack_rows_args;
+
 /* rows[token(t, y, x), ((c * 2 + dy) * 2 + dx)] = latent[c, t, 2y + dy, 2x + dx];
  * tokens frame-major, then row, then column. */
 typedef struct kn_patchify_args {

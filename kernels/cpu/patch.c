@@ -43,6 +43,26 @@ static void patchify_tile(void *context, int64_t tile, int worker)
     }
 }
 
+/* Ten bytes a row once per forward: one thread, counting up. */
+kn_status KN_TIERED(kn_pack_rows)(kn_stream *stream, const kn_pack_rows_args *args)
+{
+    (void)stream;
+    for (int32_t s = 0; s < args->sequences; s++) {
+        const int32_t h = args->height[s], w = args->width[s];
+        int32_t x = args->first[s] % w, y = args->first[s] / w % h, t = args->first[s] / w / h;
+        for (int32_t r = args->offsets[s]; r < args->offsets[s + 1]; r++) {
+            if (args->sequence) args->sequence[r] = s;
+            if (args->positions) args->positions[r] = (kn_position){{(uint16_t)t, (uint16_t)y, (uint16_t)x}};
+            if (++x < w) continue;
+            x = 0;
+            if (++y < h) continue;
+            y = 0;
+            t++;
+        }
+    }
+    return KN_OK;
+}
+
 kn_status KN_TIERED(kn_patchify)(kn_stream *stream, const kn_patchify_args *args)
 {
     assert(args->h % 2 == 0 && args->w % 2 == 0);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Between a latent and its tokens. One patch is one frame deep and 2x2 wide; the
+ * Between a latent and its tokens, and where a token lies. One patch is one frame deep and 2x2 wide; the
  * way in keeps channels slowest, the way out keeps them fastest. */
 #include "kernels/ref/ref.h"
 
@@ -17,6 +17,19 @@ static int64_t latent_index(const latent_shape *s, int64_t c, int64_t t, int64_t
 static int64_t token(const latent_shape *s, int64_t t, int64_t y, int64_t x)
 {
     return (t * (s->h / 2) + y / 2) * (s->w / 2) + x / 2;
+}
+
+kn_status kn_pack_rows_ref(kn_stream *stream, const kn_pack_rows_args *args)
+{
+    (void)stream;
+    for (int32_t s = 0; s < args->sequences; s++)
+        for (int32_t r = args->offsets[s]; r < args->offsets[s + 1]; r++) {
+            const int64_t place = (int64_t)args->first[s] + r - args->offsets[s], w = args->width[s];
+            const int64_t y = place / w % args->height[s], t = place / w / args->height[s];
+            if (args->sequence) args->sequence[r] = s;
+            if (args->positions) args->positions[r] = (kn_position){{(uint16_t)t, (uint16_t)y, (uint16_t)(place % w)}};
+        }
+    return KN_OK;
 }
 
 kn_status kn_patchify_ref(kn_stream *stream, const kn_patchify_args *args)

@@ -330,6 +330,22 @@ void bench_timestep_embed(bench *b)
                   "%d x %d", 2, 256);
 }
 
+void bench_pack_rows(bench *b)
+{
+    static const int32_t first[] = {0, 0}, height[] = {15, 15}, width[] = {26, 26};
+    static int32_t offsets[3];
+    offsets[1] = (int32_t)tokens(b);
+    offsets[2] = 2 * offsets[1];
+    kn_matrix places = bench_matrix(b, offsets[2], 3, KN_BF16);
+    kn_pack_rows_args args = {
+        .positions = places.data, .sequences = 2, .offsets = offsets, .first = first, .height = height, .width = width};
+    bench_measure(
+        b,
+        &(bench_case){
+            .call = check_call_pack_rows, .args = &args, .args_bytes = sizeof args, .bytes = matrix_bytes(&places)},
+        "2 x %d tokens", (int)offsets[1]);
+}
+
 void bench_patchify(bench *b)
 {
     const int32_t t = b->gpu ? CLIP_T : 5, h = b->gpu ? CLIP_H : 30, w = b->gpu ? CLIP_W : 52;

@@ -263,6 +263,39 @@ void check_timestep_embed(check *c)
     }
 }
 
+/* Integers: the same bits. One output at a time, ragged shares that begin in the middle of a sequence. */
+void check_pack_rows(check *c)
+{
+    for (int i = 0; i < 24; i++) {
+        check_begin(c, "choosing");
+        const int32_t sequences = (int32_t)CHECK_PICK(c, 1, 2, 3, 64);
+        const bool positions = check_coin(c);
+        int32_t *offsets = check_indices(c, sequences + 1, 1), *first = check_indices(c, sequences, 200);
+        int32_t *height = check_indices(c, sequences, 7), *width = check_indices(c, sequences, 9);
+        for (int32_t s = 0; s < sequences; s++) {
+            offsets[s + 1] = offsets[s] + (int32_t)CHECK_PICK(c, 0, 1, 17, 300) + (s == 0);
+            height[s]++;
+            width[s]++;
+        }
+        const int64_t rows = offsets[sequences];
+        kn_pack_rows_args args = {
+            .sequences = sequences, .offsets = offsets, .first = first, .height = height, .width = width};
+        check_view view = {.count = {rows, 1, positions ? 3 : 1}, .stride = {positions ? 3 : 1, 1}};
+        if (positions) {
+            view.data = args.positions = check_buffer_new(c, (size_t)rows * sizeof *args.positions, 2, CHECK_OUTPUT);
+            view.dtype = KN_BF16;
+        } else {
+            view.data = args.sequence = check_buffer_new(c, (size_t)rows * sizeof *args.sequence, 4, CHECK_OUTPUT);
+            view.dtype = KN_F32;
+        }
+        check_judge(c, &(check_case){.call = check_call_pack_rows,
+                                     .args = &args,
+                                     .args_bytes = sizeof args,
+                                     .output = view,
+                                     .tolerance = {.exact = true}});
+    }
+}
+
 void check_patchify(check *c)
 {
     for (int i = 0; i < check_rounds(c, 30); i++) {
