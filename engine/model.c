@@ -150,9 +150,10 @@ void kn_model_close(kn_model **handle)
 kn_status kn_model_prepare(kn_model *m, kn_component component)
 {
     switch (component) {
+    case KN_TEXT_ENCODER: return kn_umt5_prepare(m->text, m->stream);
     case KN_TRANSFORMER: return kn_dit_prepare(m->dit, m->stream);
     case KN_VAE: return kn_vae_prepare(m->vae, m->stream);
-    default: return KN_OK; /* the text encoder's matrices are used where they lie */
+    default: return KN_OK;
     }
 }
 
@@ -257,10 +258,12 @@ kn_status kn_model_plan(kn_model *m, const kn_request *request, kn_memory_plan *
     const kn_latent_shape shape = kn_request_latent(request, m->repository);
     kn_memory_plan p = {
         .process = kn_mem_read().bytes, .transformer = kn_dit_weight_bytes(m->dit), .vae = kn_vae_weight_bytes(m->vae)};
+    p.text_encoder = kn_umt5_prepared_bytes(m->text);
     KN_TRY(kn_generation_bytes(m, request, &p));
     KN_TRY(decoder_bytes(m, shape.h, shape.w, &decoder));
     p.decoder = decoder;
-    const uint64_t kept = p.process + p.transformer + p.state; /* prepared while the text slice still holds its own */
+    const uint64_t kept =
+        p.process + p.text_encoder + p.transformer + p.state; /* prepared while the text slice still holds its own */
     p.peak = max_of(kept + p.text_workspace, kept + max_of(p.text_workspace, p.denoise_workspace));
     p.peak = max_of(p.peak, kept + p.vae + p.decoder);
     *out = p;

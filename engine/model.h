@@ -65,7 +65,8 @@ void kn_model_workspace_release(kn_model *model);
 /* What a generation will allocate, in bytes, computed from shapes before it runs. */
 typedef struct kn_memory_plan {
     uint64_t process;          /* held when the plan is made: threads' scratch, tokenizer, norms */
-    uint64_t transformer, vae; /* prepared weights; the text encoder's matrices stay in the page cache */
+    uint64_t transformer, vae; /* prepared weights */
+    uint64_t text_encoder;     /* its prepared matrices on a GPU; 0 on a CPU, where they stay in the page cache */
     uint64_t state;            /* latents, sampler history, the text's keys and values */
     uint64_t text_workspace, denoise_workspace; /* during those slices */
     uint64_t decoder;                           /* frames kept while decoding */

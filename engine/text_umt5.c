@@ -29,6 +29,10 @@ struct kn_umt5 {
     layer_norms *layers;
     const float *final_norm;
     kn_tensor embedding; /* (vocab_size, d_model) in the mapping */
+    bool resident;       /* the device cannot read the mapping: its matrices are prepared once and kept */
+    void *matrices;      /* prepared weights; NULL before */
+    size_t matrix_bytes;
+    kn_weight *prepared; /* [num_layers][MATRICES] */
 };
 
 /* A layer's matrices, views into the mapping. */
@@ -86,6 +90,37 @@ fail:
     return st;
 }
 
+static kn_status load_matrices(kn_loader *l, void *context)
+{
+    kn_status st = KN_OK;
+    kn_umt5 *e = context;
+    layer_view view;
+    for (int i = 0; i < e->config.num_layers; i++) {
+        KN_TRY(view_layer(e, i, &view));
+        for (int j = 0; j < MATRICES; j++) {
+            const kn_weight *source = &view.weights[j];
+            void *memory = kn_arena_take(&l->arena, e->ops->weight_bytes(source->n, source->k, e->compute));
+            if (!memory) continue; /* counting */
+            kn_weight *out = &e->prepared[i * MATRICES + j];
+            KN_TRY(e->ops->weight_prepare(l->stream, out, memory, source, e->compute));
+            kn_weights_release(e->weights, &view.tensors[j]);
+        }
+    }
+fail:
+    return st;
+}
+
+kn_status kn_umt5_prepare(kn_umt5 *e, kn_stream *stream)
+{
+    if (!e->resident || e->matrices) return KN_OK;
+    return kn_loader_run(e->weights, stream, load_matrices, e, &e->matrices, &e->matrix_bytes);
+}
+
+size_t kn_umt5_prepared_bytes(const kn_umt5 *e)
+{
+    return e->matrix_bytes;
+}
+
 size_t kn_umt5_weight_bytes(const kn_umt5_config *c)
 {
     kn_arena count = {0};
@@ -107,12 +142,10 @@ kn_status kn_umt5_create(kn_umt5 **out, const kn_umt5_config *config, const kn_w
     e->ops = kn_device_ops(e->device);
     e->compute = config->d_kv % 2 == 0 ? compute : KN_F32; /* bfloat16 attention takes a head's elements in pairs */
     kn_device_describe(e->device, &info);
-    if (!info.host_memory) {
-        st = kn_fail(KN_UNSUPPORTED, "the text encoder needs a device that reads host memory; %s does not", info.name);
-        goto fail;
-    }
+    e->resident = !info.host_memory;
     e->layers = kn_alloc_array((size_t)config->num_layers, sizeof *e->layers);
-    if (!e->layers) {
+    e->prepared = kn_alloc_array((size_t)config->num_layers * MATRICES, sizeof *e->prepared);
+    if (!e->layers || !e->prepared) {
         st = KN_NOMEM;
         goto fail;
     }
@@ -124,6 +157,7 @@ kn_status kn_umt5_create(kn_umt5 **out, const kn_umt5_config *config, const kn_w
     layer_view view;
     for (int i = 0; i < config->num_layers; i++) KN_TRY(view_layer(e, i, &view));
     KN_TRY(kn_loader_run(weights, stream, load_norms, e, &e->memory, &bytes));
+    if (e->resident) KN_TRY(kn_loader_run(weights, stream, load_matrices, e, NULL, &e->matrix_bytes));
     *out = e;
     return KN_OK;
 fail:
@@ -136,6 +170,8 @@ void kn_umt5_destroy(kn_umt5 **handle)
     kn_umt5 *e = *handle;
     if (!e) return;
     kn_device_free(e->device, e->memory);
+    kn_device_free(e->device, e->matrices);
+    kn_free(e->prepared);
     kn_free(e->layers);
     kn_free(e);
     *handle = NULL;
@@ -173,7 +209,7 @@ typedef struct buffers {
     kn_matrix y;          /* [tokens, d_model] */
     kn_matrix q, k, v, o; /* [tokens, heads * d_kv] */
     kn_matrix a, b;       /* [tokens, d_ff] */
-    float *bias;          /* [heads, 2 span - 1], host and device */
+    float *bias;          /* [heads, 2 span - 1] */
     int32_t span;
     const int32_t *offsets;
     int32_t sequences;
@@ -247,16 +283,30 @@ static kn_status product(const kn_umt5 *e, kn_stream *s, kn_matrix out, kn_matri
     return e->ops->gemm(s, &(kn_gemm_args){.out = out, .a = a, .w = w, .residual = add ? out : (kn_matrix){0}});
 }
 
-static kn_status run_layer(const kn_umt5 *e, kn_stream *s, const buffers *b, const layer_view *view,
-                           const layer_norms *norms)
+static size_t bias_count(const kn_umt5 *e, int32_t span)
+{
+    return (size_t)e->config.num_heads * (size_t)(2 * span - 1);
+}
+
+/* The layer's bias into device memory, by way of `host` where the device does not read the host's. */
+static kn_status place_bias(const kn_umt5 *e, kn_stream *s, const buffers *b, const layer_view *view, float *host)
+{
+    fill_bias(e, &view->bias, host ? host : b->bias, b->span);
+    return host ? kn_stream_upload(s, b->bias, host, bias_count(e, b->span) * sizeof *host) : KN_OK;
+}
+
+/* `host`: see place_bias. */
+static kn_status run_layer(const kn_umt5 *e, kn_stream *s, const buffers *b, const layer_view *view, int layer,
+                           float *host)
 {
     kn_status st = KN_OK;
-    const kn_weight *w = view->weights;
+    const layer_norms *norms = &e->layers[layer];
+    const kn_weight *w = e->resident ? &e->prepared[(ptrdiff_t)layer * MATRICES] : view->weights;
     KN_TRY(rms(e, s, b->y, b->x, norms->attention));
     KN_TRY(product(e, s, b->q, b->y, &w[Q], false));
     KN_TRY(product(e, s, b->k, b->y, &w[K], false));
     KN_TRY(product(e, s, b->v, b->y, &w[V], false));
-    fill_bias(e, &view->bias, b->bias, b->span);
+    KN_TRY(place_bias(e, s, b, view, host));
     const kn_attention_args args = attention_of(e, b);
     KN_TRY(e->ops->attention(s, &args));
     KN_TRY(product(e, s, b->x, b->o, &w[O], true));
@@ -270,12 +320,74 @@ fail:
     return st;
 }
 
+/* Rows of the embedding table. A device that does not read the host's memory gets them widened, which is exact: the
+ * table stays in the mapping, as a prompt needs few of its rows. */
+static kn_status embed(const kn_umt5 *e, kn_stream *stream, kn_matrix x, const int32_t *ids)
+{
+    kn_status st = KN_OK;
+    const int64_t width = e->config.d_model;
+    const kn_matrix table = {.data = (void *)(uintptr_t)e->embedding.data,
+                             .rows = e->config.vocab_size,
+                             .cols = width,
+                             .stride = width,
+                             .dtype = e->embedding.dtype};
+    if (!e->resident) return e->ops->embed(stream, &(kn_embed_args){.out = x, .table = table, .ids = ids});
+    float *rows = kn_alloc_array((size_t)x.rows, (size_t)width * sizeof *rows);
+    if (!rows) return KN_NOMEM;
+    for (int64_t r = 0; r < x.rows; r++)
+        for (int64_t c = 0; c < width; c++) rows[r * width + c] = kn_tensor_value(&e->embedding, ids[r] * width + c);
+    KN_TRY(kn_stream_upload(stream, x.data, rows, (size_t)(x.rows * width) * sizeof *rows));
+    KN_TRY(kn_stream_synchronize(stream)); /* before `rows` goes */
+fail:
+    kn_free(rows);
+    return st;
+}
+
+/* All layers on a device that has them. The biases of all are made on the host and stay until the end. */
+static kn_status run_resident(kn_umt5 *e, kn_stream *stream, const buffers *b)
+{
+    kn_status st = KN_OK;
+    layer_view view;
+    const size_t count = bias_count(e, b->span);
+    float *host = kn_alloc_array((size_t)e->config.num_layers, count * sizeof *host);
+    if (!host) return KN_NOMEM;
+    KN_TRY(kn_umt5_prepare(e, stream));
+    for (int i = 0; i < e->config.num_layers; i++) {
+        KN_TRY(view_layer(e, i, &view));
+        KN_TRY(run_layer(e, stream, b, &view, i, host + (size_t)i * count));
+    }
+    KN_TRY(kn_stream_synchronize(stream));
+fail:
+    kn_free(host);
+    return st;
+}
+
+/* Layer by layer out of the mapping: the next one is read from disk while this one computes. */
+static kn_status run_streamed(kn_umt5 *e, kn_stream *stream, const buffers *b)
+{
+    kn_status st = KN_OK;
+    layer_view view;
+    KN_TRY(view_layer(e, 0, &view));
+    for (int i = 0; i < e->config.num_layers; i++) {
+        layer_view next = view;
+        if (i + 1 < e->config.num_layers) {
+            KN_TRY(view_layer(e, i + 1, &next));
+            for (int j = 0; j < MATRICES; j++) kn_weights_prefetch(e->weights, &next.tensors[j]);
+        }
+        for (int j = 0; j < MATRICES; j++) kn_weights_populate(e->weights, &view.tensors[j]);
+        KN_TRY(run_layer(e, stream, b, &view, i, NULL));
+        for (int j = 0; j < MATRICES; j++) kn_weights_release(e->weights, &view.tensors[j]);
+        view = next;
+    }
+fail:
+    return st;
+}
+
 kn_status kn_umt5_encode(kn_umt5 *e, kn_stream *stream, kn_arena *arena, const int32_t *ids, const int32_t *offsets,
                          int32_t sequences, kn_matrix out)
 {
     kn_status st = KN_OK;
     const size_t mark = kn_arena_mark(arena);
-    layer_view view;
     KN_REQUIRE(sequences > 0 && out.rows == offsets[sequences] && out.cols == e->config.d_model);
     for (int32_t i = 0; i < offsets[sequences]; i++)
         if (ids[i] < 0 || ids[i] >= e->config.vocab_size)
@@ -283,24 +395,8 @@ kn_status kn_umt5_encode(kn_umt5 *e, kn_stream *stream, kn_arena *arena, const i
                            e->config.vocab_size);
     const buffers b = lay_out(e, arena, offsets, sequences);
     KN_REQUIRE(!kn_arena_overflowed(arena));
-    const kn_matrix table = {.data = (void *)(uintptr_t)e->embedding.data,
-                             .rows = e->config.vocab_size,
-                             .cols = e->config.d_model,
-                             .stride = e->config.d_model,
-                             .dtype = e->embedding.dtype};
-    KN_TRY(e->ops->embed(stream, &(kn_embed_args){.out = b.x, .table = table, .ids = ids}));
-    KN_TRY(view_layer(e, 0, &view));
-    for (int i = 0; i < e->config.num_layers; i++) {
-        layer_view next = view;
-        if (i + 1 < e->config.num_layers) { /* read from disk while this layer computes */
-            KN_TRY(view_layer(e, i + 1, &next));
-            for (int j = 0; j < MATRICES; j++) kn_weights_prefetch(e->weights, &next.tensors[j]);
-        }
-        for (int j = 0; j < MATRICES; j++) kn_weights_populate(e->weights, &view.tensors[j]);
-        KN_TRY(run_layer(e, stream, &b, &view, &e->layers[i]));
-        for (int j = 0; j < MATRICES; j++) kn_weights_release(e->weights, &view.tensors[j]);
-        view = next;
-    }
+    KN_TRY(embed(e, stream, b.x, ids));
+    KN_TRY(e->resident ? run_resident(e, stream, &b) : run_streamed(e, stream, &b));
     KN_TRY(rms(e, stream, out, b.x, e->final_norm));
 fail:
     kn_arena_reset(arena, mark);

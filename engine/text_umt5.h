@@ -3,9 +3,11 @@
  * The UMT5 encoder (transformers UMT5EncoderModel; Raffel et al. 2020, with a
  * relative position bias in every layer).
  *
- * At XXL size the weights (11.4 GB in bfloat16) are larger than memory may be: they
- * are never prepared. Each layer's matrices are used straight out of the file
- * mapping, in the type they are stored in, and the pages are let go afterwards. */
+ * At XXL size the weights (11.4 GB in bfloat16) are larger than the host's memory
+ * may be: there they are never prepared. Each layer's matrices are used straight
+ * out of the file mapping, in the type they are stored in, and the pages are let go
+ * afterwards. A device that cannot read the mapping has them prepared once, in the
+ * compute type, and keeps them. */
 #ifndef KN_ENGINE_TEXT_UMT5_H
 #define KN_ENGINE_TEXT_UMT5_H
 
@@ -17,10 +19,16 @@
 typedef struct kn_umt5 kn_umt5;
 
 /* Checks every tensor's name and shape. `weights` is kept and must outlive the encoder. `compute` rounds the
- * operands of products; the residual stream stays in float32. KN_UNSUPPORTED on a device without host memory. */
+ * operands of products; the residual stream stays in float32. */
 kn_status kn_umt5_create(kn_umt5 **out, const kn_umt5_config *config, const kn_weights *weights, kn_stream *stream,
                          kn_dtype compute);
 void kn_umt5_destroy(kn_umt5 **encoder);
+
+/* Prepares the matrices where the device does not read host memory (the first encode does so too); nothing elsewhere.
+ */
+kn_status kn_umt5_prepare(kn_umt5 *encoder, kn_stream *stream);
+/* Device bytes that takes; 0 where nothing is prepared. */
+size_t kn_umt5_prepared_bytes(const kn_umt5 *encoder);
 
 /* Device bytes held between calls: the norms. */
 size_t kn_umt5_weight_bytes(const kn_umt5_config *config);

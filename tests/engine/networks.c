@@ -22,6 +22,10 @@
 #include "engine/text_umt5.h"
 #include "engine/vae_internal.h"
 
+#if defined(KN_SIMT_DEVICE) /* the CUDA kernels, executed on the CPU (tests/simt): the smallest fixture */
+#include "kernels/device_cuda.h"
+#endif
+
 #define FLOAT32_BOUND 1e-4
 
 typedef struct fixture {
@@ -34,11 +38,24 @@ typedef struct fixture {
 } fixture;
 
 static const char *const fixtures[] = {"wan21-small", "wan21-head128", "wan21-wide"};
+#if defined(KN_SIMT_DEVICE)
+enum { FIXTURES = 1 };
+#else
 enum { FIXTURES = sizeof fixtures / sizeof *fixtures };
+#endif
 
 static void ok(kn_status st)
 {
     if (st != KN_OK) fail_msg("%s: %s", kn_status_name(st), kn_fail_message());
+}
+
+static kn_status open_device(kn_device **out)
+{
+#if defined(KN_SIMT_DEVICE)
+    return kn_device_simt_open(out, &(kn_device_params){.name = "simt", .isa = "cuda"});
+#else
+    return kn_device_open(out, &(kn_device_params){.name = "cpu"});
+#endif
 }
 
 static fixture open_fixture(const char *name)
@@ -49,7 +66,7 @@ static fixture open_fixture(const char *name)
     ok(kn_repository_open(&f.repository, path));
     for (int i = 0; i < KN_COMPONENT_COUNT; i++)
         ok(kn_weights_open(&f.weights[i], f.repository->component_directory[i], kn_component_stem((kn_component)i)));
-    ok(kn_device_open(&f.device, &(kn_device_params){.name = "cpu"}));
+    ok(open_device(&f.device));
     ok(kn_stream_create(&f.stream, f.device));
     return f;
 }
@@ -136,6 +153,7 @@ static void text_encoder_matches(void **state)
         float *out = device_copy(&f, NULL, (size_t)(offsets[count] * d) * sizeof *out);
         const kn_matrix rows = {.data = out, .rows = offsets[count], .cols = d, .stride = d, .dtype = KN_F32};
         ok(kn_umt5_encode(encoder, f.stream, &arena, ids, offsets, count, rows));
+        ok(kn_stream_synchronize(f.stream));
         for (int32_t r = 0; r < count; r++) {
             int64_t elements;
             const float *expected = golden_request(f.expected, (size_t)r, "text_positive", &elements, NULL);
@@ -169,7 +187,7 @@ static void odd_heads_use_float32(void **state)
     kn_weights *weights;
     float *out[2];
     ok(kn_weights_synthetic(&weights, 0.3f, KN_F32, 5));
-    ok(kn_device_open(&f.device, &(kn_device_params){.name = "cpu"}));
+    ok(open_device(&f.device));
     ok(kn_stream_create(&f.stream, f.device));
     for (kn_dtype compute = KN_F32; compute <= KN_BF16; compute++) {
         kn_umt5 *encoder;
@@ -268,6 +286,7 @@ static void transformer_matches(void **state)
             w.sequence.context = &w.context;
             kn_arena arena = device_arena(&f, kn_dit_workspace(w.dit, &w.sequence, 1, NULL));
             ok(kn_dit_forward(w.dit, f.stream, &arena, &w.sequence, 1, NULL));
+            ok(kn_stream_synchronize(f.stream));
             const kn_tensor expected = find(&f, compute == KN_F32 ? "dit.output.float32" : "dit.output.bfloat16");
             expect_close(&f, compute == KN_F32 ? "transformer float32" : "transformer bfloat16", w.velocity,
                          expected.data, kn_tensor_count(&expected), compute == KN_F32 ? FLOAT32_BOUND : 4e-2);
@@ -303,6 +322,7 @@ static void pack_does_not_matter(void **state)
             pack[2].timestep = 999.0f;
             pack[2].velocity = other;
             ok(kn_dit_forward(w.dit, f.stream, &arena, pack, 3, NULL));
+            ok(kn_stream_synchronize(f.stream));
             assert_memory_equal(alone, w.velocity, (size_t)count * 4);
             kn_device_free(f.device, alone);
             kn_device_free(f.device, other);
@@ -313,6 +333,29 @@ static void pack_does_not_matter(void **state)
     }
 }
 
+#if defined(KN_SIMT_DEVICE)
+/* A forward neither allocates nor waits nor copies from the host: counted by the device. */
+static void a_forward_only_launches(void **state)
+{
+    (void)state;
+    fixture f = open_fixture(fixtures[0]);
+    forward w = open_forward(&f, KN_BF16);
+    w.sequence.context = &w.context;
+    kn_arena arena = device_arena(&f, kn_dit_workspace(w.dit, &w.sequence, 1, NULL));
+    ok(kn_stream_synchronize(f.stream));
+    const kn_device_cuda_counts before = kn_device_cuda_read_counts(f.device);
+    ok(kn_dit_forward(w.dit, f.stream, &arena, &w.sequence, 1, NULL));
+    const kn_device_cuda_counts after = kn_device_cuda_read_counts(f.device);
+    assert_int_equal(after.allocations, before.allocations);
+    assert_int_equal(after.uploads, before.uploads);
+    assert_int_equal(after.waits, before.waits);
+    assert_true(before.allocations > 0 && before.uploads > 0 && before.waits > 0);
+    kn_device_free(f.device, arena.base);
+    close_forward(&f, &w);
+    close_fixture(&f);
+}
+#endif
+
 /* ---- autoencoder ---- */
 
 typedef struct collected {
@@ -320,6 +363,7 @@ typedef struct collected {
     int64_t frames, plane; /* pixels of a plane */
     int32_t channels;
     int64_t seen;
+    kn_stream *stream; /* the frames are made on */
 } collected;
 
 static kn_status collect(void *context, int64_t index, const float *planes)
@@ -327,6 +371,7 @@ static kn_status collect(void *context, int64_t index, const float *planes)
     collected *c = context;
     assert_int_equal(index, c->seen++);
     assert_true(index < c->frames);
+    ok(kn_stream_synchronize(c->stream));
     for (int32_t ch = 0; ch < c->channels; ch++)
         memcpy(c->data + (ch * c->frames + index) * c->plane, planes + ch * c->plane, (size_t)c->plane * sizeof(float));
     return KN_OK;
@@ -348,17 +393,19 @@ static void vae_cases(const fixture *f, kn_vae *vae, bool decode)
         const kn_tensor expected = find(f, name);
         collected out = {.frames = expected.shape[1],
                          .plane = expected.shape[2] * expected.shape[3],
-                         .channels = (int32_t)expected.shape[0]};
+                         .channels = (int32_t)expected.shape[0],
+                         .stream = f->stream};
         out.data = device_copy(f, NULL, (size_t)kn_tensor_count(&expected) * sizeof(float));
         const int64_t in_frames = input.shape[1], in_plane = input.shape[2] * input.shape[3];
         kn_vae_decoder *decoder = NULL;
         kn_vae_encoder *encoder = NULL;
+        float *given = device_copy(f, input.data, (size_t)kn_tensor_count(&input) * sizeof *given);
         if (decode)
             ok(kn_vae_decoder_create(&decoder, vae, f->stream, (int32_t)input.shape[2], (int32_t)input.shape[3], NULL));
         else
             ok(kn_vae_encoder_create(&encoder, vae, f->stream, (int32_t)input.shape[2], (int32_t)input.shape[3]));
         for (int64_t t = 0; t < in_frames; t++) {
-            const float *planes = (const float *)input.data + t * in_plane;
+            const float *planes = given + t * in_plane;
             if (decode)
                 ok(kn_vae_decode(decoder, planes, in_frames * in_plane, false, collect, &out));
             else
@@ -370,6 +417,7 @@ static void vae_cases(const fixture *f, kn_vae *vae, bool decode)
         expect_close(f, name, out.data, expected.data, kn_tensor_count(&expected), FLOAT32_BOUND);
         kn_vae_decoder_destroy(&decoder);
         kn_vae_encoder_destroy(&encoder);
+        kn_device_free(f->device, given);
         kn_device_free(f->device, out.data);
     }
     assert_true(cases > 0);
@@ -406,7 +454,7 @@ static void lazy_weights_change_nothing(void **state)
     fixture f = {.name = "synthetic"};
     kn_weights *weights;
     ok(kn_weights_synthetic(&weights, 0.02f, KN_F32, 3));
-    ok(kn_device_open(&f.device, &(kn_device_params){.name = "cpu"}));
+    ok(open_device(&f.device));
     ok(kn_stream_create(&f.stream, f.device));
     const int64_t count = 3 * 5 * 64 * H * W;
     float *latent = device_copy(&f, NULL, 16 * FRAMES * H * W * sizeof *latent), *out[2];
@@ -420,7 +468,7 @@ static void lazy_weights_change_nothing(void **state)
         ok(kn_vae_prepare(vae, f.stream));
         bytes[keep] = kn_vae_weight_bytes(vae);
         out[keep] = device_copy(&f, NULL, (size_t)count * sizeof(float));
-        collected c = {.data = out[keep], .frames = 5, .plane = 64 * H * W, .channels = 3};
+        collected c = {.data = out[keep], .frames = 5, .plane = 64 * H * W, .channels = 3, .stream = f.stream};
         ok(kn_vae_decoder_create(&decoder, vae, f.stream, H, W, NULL));
         for (int t = 0; t < FRAMES; t++)
             ok(kn_vae_decode(decoder, latent + t * H * W, FRAMES * H * W, false, collect, &c));
@@ -440,10 +488,21 @@ static void lazy_weights_change_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(odd_heads_use_float32),       cmocka_unit_test(buckets_match_t5),
-        cmocka_unit_test(text_encoder_matches),        cmocka_unit_test(transformer_matches),
-        cmocka_unit_test(pack_does_not_matter),        cmocka_unit_test(autoencoder_matches),
+#if defined(KN_SIMT_DEVICE)
+        cmocka_unit_test(text_encoder_matches),
+        cmocka_unit_test(transformer_matches),
+        cmocka_unit_test(pack_does_not_matter),
+        cmocka_unit_test(a_forward_only_launches),
+        cmocka_unit_test(autoencoder_matches),
+#else
+        cmocka_unit_test(odd_heads_use_float32),
+        cmocka_unit_test(buckets_match_t5),
+        cmocka_unit_test(text_encoder_matches),
+        cmocka_unit_test(transformer_matches),
+        cmocka_unit_test(pack_does_not_matter),
+        cmocka_unit_test(autoencoder_matches),
         cmocka_unit_test(lazy_weights_change_nothing),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
