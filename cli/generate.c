@@ -136,7 +136,7 @@ static kn_status parse_settings(settings *s, int argc, char **argv)
         {"precision", 0, "TYPE", "auto, float32 or bfloat16", kn_cli_precision, &s->precision, NULL},
         {"vae-precision", 0, "TYPE", "the same for the autoencoder; auto is float32", kn_cli_precision,
          &s->vae_precision, NULL},
-        {"device", 0, "NAME", "cpu", kn_cli_text, &s->device, NULL},
+        {"device", 0, "NAME", "auto (a GPU, else the CPU), cpu or cuda:N", kn_cli_text, &s->device, NULL},
         {"devices", 0, "LIST", "several that share the work: cpu:N, cuda:A-B or cuda:A,B", kn_cli_parse_devices,
          &s->devices, NULL},
         {"threads", 0, "N", "CPU threads; default all cores", kn_cli_int32, &s->threads, NULL},
@@ -182,7 +182,7 @@ static kn_status check_settings(settings *s)
     if (!s->output) s->output = "out.mp4";
     if (s->device && s->devices.count > 0) return kn_fail(KN_INVALID, "--device and --devices say the same; give one");
     if (s->devices.count > 0) s->device = s->devices.name[0];
-    if (!s->device) s->device = "cpu";
+    if (!s->device) s->device = s->isa ? "cpu" : "auto"; /* tiers are named for a device that is named, or the CPU */
     s->threads = kn_ranks_threads(&s->devices, s->threads);
     KN_TRY(check_writable("output", s->output));
     KN_TRY(check_writable("checkpoint", s->checkpoint));

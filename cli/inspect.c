@@ -173,7 +173,7 @@ typedef struct plan_line {
     uint64_t bytes;
 } plan_line;
 
-enum { PLAN_LINES = 9 };
+enum { PLAN_LINES = 10 };
 
 static void list_plan(plan_line out[PLAN_LINES], const report *r)
 {
@@ -182,8 +182,9 @@ static void list_plan(plan_line out[PLAN_LINES], const report *r)
         {"process", "scratch of the threads, tokenizer, norms of the text encoder", p->process},
         {"transformer", "prepared weights", p->transformer},
         {"vae", "prepared weights of the decoder", p->vae},
+        {"text_encoder", "prepared weights, on a GPU", p->text_encoder},
         {"state", "latents, sampler history, text keys and values", p->state},
-        {"text_workspace", "while encoding the text; its matrices stay in the page cache", p->text_workspace},
+        {"text_workspace", "while encoding the text; on a CPU its matrices stay in the page cache", p->text_workspace},
         {"denoise_workspace", "while denoising", p->denoise_workspace},
         {"decoder", "while decoding, whatever the number of frames", p->decoder},
         {"peak", "the most at one time", p->peak},
@@ -462,7 +463,7 @@ static kn_status parse_settings(settings *s, int argc, char **argv)
         {"precision", 0, "TYPE", "auto, float32 or bfloat16", kn_cli_precision, &s->precision, NULL},
         {"vae-precision", 0, "TYPE", "the same for the autoencoder; auto is float32", kn_cli_precision,
          &s->vae_precision, NULL},
-        {"device", 0, "NAME", "cpu", kn_cli_text, &s->device, NULL},
+        {"device", 0, "NAME", "auto, cpu or cuda:N; default cpu", kn_cli_text, &s->device, NULL},
         {"threads", 0, "N", "CPU threads; default all cores", kn_cli_int32, &s->threads, NULL},
         {"isa", 0, "TIER", "highest CPU tier: ref, avx2, avx512, avx512bf16", kn_cli_text, &s->isa, NULL},
         {"tensors", 0, NULL, "list every tensor too", kn_cli_switch, &s->tensors, NULL},

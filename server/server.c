@@ -25,6 +25,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/point.h"
+#include "kernels/device.h"
 #include "server/api.h"
 #include "server/front.h"
 #include "server/json.h"
@@ -210,12 +211,19 @@ fail:
     return st;
 }
 
-/* "auto": the CPU, until a CUDA device is built in. */
+/* "auto": every GPU of this machine, or else the CPU. The names of those live as long as the program. */
 static size_t devices_of(const kn_server_config *c, const char **out)
 {
+    static char found[KN_FLEET_DEVICES_MAX][KN_DEVICE_NAME_BYTES];
     size_t count = 0;
-    for (size_t i = 0; i < c->devices.count && count < KN_FLEET_DEVICES_MAX; i++)
-        out[count++] = strcmp(c->devices.items[i], "auto") == 0 ? "cpu" : c->devices.items[i];
+    for (size_t i = 0; i < c->devices.count && count < KN_FLEET_DEVICES_MAX; i++) {
+        if (strcmp(c->devices.items[i], "auto") != 0) {
+            out[count++] = c->devices.items[i];
+            continue;
+        }
+        const int32_t there = kn_device_list(found, KN_FLEET_DEVICES_MAX);
+        for (int32_t j = 0; j < there && count < KN_FLEET_DEVICES_MAX; j++) out[count++] = found[j];
+    }
     return count;
 }
 
