@@ -235,11 +235,12 @@ static __device__ __forceinline__ void softmax_block(float (&s)[KEYS / 2], atten
         maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffff, maximum, 2));
         correction[r] = exp2_approx((rows.maximum[r] - maximum) * c);
         rows.maximum[r] = maximum;
-        float shift = -maximum * c, sum[2] = {0.0f, 0.0f};
+        /* (s - m) c, not s c - m c with one rounding: with large logits the latter is not 0 for the largest. */
+        float sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int i = 2 * r; i < KEYS / 2; i += 4) {
-            s[i] = exp2_approx(fmaf(s[i], c, shift));
-            s[i + 1] = exp2_approx(fmaf(s[i + 1], c, shift));
+            s[i] = exp2_approx((s[i] - maximum) * c);
+            s[i + 1] = exp2_approx((s[i + 1] - maximum) * c);
             sum[0] += s[i];
             sum[1] += s[i + 1];
         }
