@@ -161,7 +161,8 @@ kn_status kn_api_unsupported_media_type(kn_api_error *error, const char *format,
 
 kn_status kn_api_key_reused(kn_api_error *error)
 {
-    set(error, 422, invalid_request, "idempotency_key_reused", "Idempotency-Key");
+    set(error, 409, invalid_request, "idempotency_key_reused", "Idempotency-Key");
+    error->no_retry = true; /* clients repeat 409 unasked */
     return tell(error, KN_INVALID,
                 "This Idempotency-Key was used before with a different request; use a new key for a new request.");
 }

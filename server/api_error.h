@@ -58,7 +58,7 @@ kn_status kn_api_gone(kn_api_error *error, const char *format, ...) KN_PRINTF(2,
 kn_status kn_api_too_large(kn_api_error *error, const char *what, uint64_t limit);
 /* 415, code "unsupported_media_type". KN_UNSUPPORTED */
 kn_status kn_api_unsupported_media_type(kn_api_error *error, const char *format, ...) KN_PRINTF(2, 3);
-/* 422, code "idempotency_key_reused": the key came before with another body. KN_INVALID */
+/* 409, code "idempotency_key_reused": the key came before with another body; no_retry. KN_INVALID */
 kn_status kn_api_key_reused(kn_api_error *error);
 /* 429 rate_limit_error; `code` "rate_limit_exceeded", "slow_down", "insufficient_quota" (the last: no_retry).
  * KN_UNAVAILABLE */

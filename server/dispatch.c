@@ -16,6 +16,8 @@ enum {
     PREVIEW_INTERVAL_MS = 1000,
     CPU_FLOP_PER_THREAD = 60, /* in 10^9 a second; a first guess, replaced by what is measured */
     CPU_BYTES_PER_SECOND = 10,
+    GPU_FLOP_PER_MULTIPROCESSOR = 2000, /* as rough; what is measured replaces it after a few slices */
+    GPU_BYTES_PER_SECOND = 2000,
 };
 
 _Static_assert((int)KN_STAGE_TEXT == (int)KN_SLICE_TEXT && (int)KN_STAGE_DENOISE == (int)KN_SLICE_DENOISE &&
@@ -143,6 +145,10 @@ void kn_dispatch_pump(kn_server *s)
 static kn_device_seed seed_of(const kn_device_info *info)
 {
     const int32_t threads = info->threads > 0 ? info->threads : 1;
+    if (!info->host_memory)
+        return (kn_device_seed){.flop_per_second = 1e9 * GPU_FLOP_PER_MULTIPROCESSOR * threads,
+                                .bytes_per_second = 1e9 * GPU_BYTES_PER_SECOND,
+                                .slice_ns = 500000};
     return (kn_device_seed){
         .flop_per_second = 1e9 * CPU_FLOP_PER_THREAD * threads * (info->native_bf16 ? 4 : 1),
         .bytes_per_second = 1e9 * CPU_BYTES_PER_SECOND,

@@ -36,12 +36,13 @@ kn_grpc_code kn_grpc_code_of(const kn_api_error *error)
     case 404: return KN_GRPC_NOT_FOUND;
     case 405: return KN_GRPC_UNIMPLEMENTED;
     case 408: return KN_GRPC_DEADLINE_EXCEEDED;
-    case 409: return KN_GRPC_FAILED_PRECONDITION;
+    case 409: /* another state, or an idempotency key that came with another request */
+        return strcmp(error->code, "idempotency_key_reused") == 0 ? KN_GRPC_ALREADY_EXISTS
+                                                                  : KN_GRPC_FAILED_PRECONDITION;
     case 410: return KN_GRPC_NOT_FOUND;
     case 413:
     case 429: return KN_GRPC_RESOURCE_EXHAUSTED;
     case 416: return KN_GRPC_OUT_OF_RANGE;
-    case 422: return KN_GRPC_ALREADY_EXISTS; /* an idempotency key that came with another request */
     case 503: return KN_GRPC_UNAVAILABLE;
     case 504: return KN_GRPC_DEADLINE_EXCEEDED;
     default: return error->status >= 500 ? KN_GRPC_INTERNAL : KN_GRPC_INVALID_ARGUMENT;

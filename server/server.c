@@ -245,7 +245,7 @@ static kn_status open_meters(kn_server *s)
 {
     static char methods[KN_FRONT_METHODS_MAX][KN_FRONT_PATH_BYTES];
     const char *method_names[KN_FRONT_METHODS_MAX];
-    const char *routes[64], *names[KN_FLEET_DEVICES_MAX], *models[KN_CATALOG_MODELS_MAX];
+    const char *routes[96], *names[KN_FLEET_DEVICES_MAX], *models[KN_CATALOG_MODELS_MAX];
     kn_meter_device devices[KN_FLEET_DEVICES_MAX];
     const size_t route_count = kn_api_routes(routes, sizeof routes / sizeof *routes);
     const size_t method_count = kn_front_methods(methods, KN_FRONT_METHODS_MAX);

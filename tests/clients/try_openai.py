@@ -157,7 +157,7 @@ class Jobs(ServerCase):
         self.assertEqual(self.small(extra_headers=headers).id, first.id)
         self.assertEqual(self.small(extra_headers={"Idempotency-Key": '"order-66"'}).id, first.id, "the quoted form")
         self.assertNotEqual(self.small().id, first.id)
-        with self.assertRaises(openai.UnprocessableEntityError) as caught:
+        with self.assertRaises(openai.ConflictError) as caught:
             self.small("another ball", extra_headers=headers)
         self.assertEqual(caught.exception.code, "idempotency_key_reused")
         self.videos.poll(first.id)

@@ -56,7 +56,7 @@ static void constructors(void **state)
     kn_api_unsupported_media_type(&e, "no");
     check(&e, 415, bad, "unsupported_media_type", 0, false);
     kn_api_key_reused(&e);
-    check(&e, 422, bad, "idempotency_key_reused", 0, false);
+    check(&e, 409, bad, "idempotency_key_reused", 0, true);
     assert_int_equal(kn_api_rate_limited(&e, "slow_down", 3, "slower"), KN_UNAVAILABLE);
     check(&e, 429, "rate_limit_error", "slow_down", 3, false);
     kn_api_rate_limited(&e, "insufficient_quota", 0, "spent");
