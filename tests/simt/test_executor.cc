@@ -29,6 +29,8 @@ static const test_case cases[] = {
     {"block sum, no __syncthreads", PLANTED_BLOCK_SUM, BUG_NO_BARRIER, 1, 256, 256, "race: "},
     {"block sum, shared race", PLANTED_BLOCK_SUM, BUG_RACE, 1, 256, 256, "race: "},
     {"reverse", PLANTED_REVERSE, BUG_NONE, 4, 64, 256, nullptr},
+    {"reverse in eight warps", PLANTED_REVERSE, BUG_NONE, 2, 256, 512, nullptr},
+    {"reverse in one warp, where eight were", PLANTED_REVERSE, BUG_NONE, 4, 32, 128, nullptr},
     {"reverse, shared bounds", PLANTED_REVERSE, BUG_SHARED_BOUNDS, 4, 64, 256, "dynamic shared memory"},
     {"reverse, early return", PLANTED_REVERSE, BUG_DIVERGENT, 4, 64, 256, ""},
     {"float4", PLANTED_MISALIGNED, BUG_NONE, 1, 32, 64, nullptr},
