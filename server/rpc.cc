@@ -509,7 +509,7 @@ kn_status kn_rpc_write_statistics(kn_rpc_block **out, const kn_rpc_statistics *s
 {
     return build(out, FIRST_BYTES, [&](FlatBufferBuilder &b) {
         const auto version = b.CreateString(KN_VERSION), reason = text(b, s->reason);
-        b.Finish(v1::CreateStatistics(b, version, s->uptime_seconds, s->ready, reason, s->queue.draining,
+        b.Finish(v1::CreateServerStatistics(b, version, s->uptime_seconds, s->ready, reason, s->queue.draining,
                                       s->queue.queued, s->queue.running, s->queue.queue_max,
                                       s->queue.queued_device_seconds, s->queue.running_device_seconds,
                                       s->queue.oldest_queued_seconds, s->queue.devices, s->queue.devices_ready,

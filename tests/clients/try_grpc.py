@@ -11,7 +11,7 @@ import grpc
 from harness import PATIENCE, ROOT, SMALL, Server, ServerCase, is_jpeg, make_certificate, run, wait_for
 
 from kinora.v1 import (Chunk, Deleted, DownloadRequest, Empty, Event, EventKind, ListRequest, Model, ModelList,  # noqa
-                       ModelRequest, Pair, Reference, ReferenceChunk, Statistics, Status, SubmitRequest, Video,
+                       ModelRequest, Pair, Reference, ReferenceChunk, ServerStatistics, Status, SubmitRequest, Video,
                        VideoList, VideoRequest, WatchRequest)
 from kinora.v1.kinora_grpc_fb import AdminStub, KinoraStub  # noqa: E402
 
@@ -378,7 +378,8 @@ class Keys(Case):
         self.refused(CODE.UNAUTHENTICATED, self.stub.Submit, submission(), metadata=bearer("kn_nonsense"))
         self.refused(CODE.PERMISSION_DENIED, self.stub.Submit, submission(), metadata=bearer(reader))
         video = video_of(self.stub.Submit(submission(), metadata=bearer(writer), timeout=PATIENCE))
-        stats = Statistics.Statistics.GetRootAs(self.admin.Statistics(b"", metadata=bearer(admin), timeout=PATIENCE), 0)
+        answer = self.admin.Statistics(b"", metadata=bearer(admin), timeout=PATIENCE)
+        stats = ServerStatistics.ServerStatistics.GetRootAs(answer, 0)
         self.assertEqual(stats.Devices(), 1)
         self.refused(CODE.PERMISSION_DENIED, self.admin.Statistics, b"", metadata=bearer(writer))
         self.assertTrue(video.Id())
@@ -401,7 +402,7 @@ class Admin(Case):
             video_id = video_of(stub.Submit(submission(num_inference_steps=200), timeout=PATIENCE)).Id().decode()
             call = stub.Watch(table(WatchRequest, id=video_id), timeout=PATIENCE)
             next(call)
-            stats = Statistics.Statistics.GetRootAs(AdminStub(channel).Drain(b"", timeout=PATIENCE), 0)
+            stats = ServerStatistics.ServerStatistics.GetRootAs(AdminStub(channel).Drain(b"", timeout=PATIENCE), 0)
             self.assertTrue(stats.Draining())
             with self.assertRaises(grpc.RpcError) as caught:
                 list(call)

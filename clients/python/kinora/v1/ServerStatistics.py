@@ -6,187 +6,187 @@ import flatbuffers
 from flatbuffers.compat import import_numpy
 np = import_numpy()
 
-class Statistics(object):
+class ServerStatistics(object):
     __slots__ = ['_tab']
 
     @classmethod
     def GetRootAs(cls, buf, offset=0):
         n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, offset)
-        x = Statistics()
+        x = ServerStatistics()
         x.Init(buf, n + offset)
         return x
 
     @classmethod
-    def GetRootAsStatistics(cls, buf, offset=0):
+    def GetRootAsServerStatistics(cls, buf, offset=0):
         """This method is deprecated. Please switch to GetRootAs."""
         return cls.GetRootAs(buf, offset)
-    # Statistics
+    # ServerStatistics
     def Init(self, buf, pos):
         self._tab = flatbuffers.table.Table(buf, pos)
 
-    # Statistics
+    # ServerStatistics
     def Version(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
         if o != 0:
             return self._tab.String(o + self._tab.Pos)
         return None
 
-    # Statistics
+    # ServerStatistics
     def UptimeSeconds(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
-    # Statistics
+    # ServerStatistics
     def Ready(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
         if o != 0:
             return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
         return False
 
-    # Statistics
+    # ServerStatistics
     def Reason(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
         if o != 0:
             return self._tab.String(o + self._tab.Pos)
         return None
 
-    # Statistics
+    # ServerStatistics
     def Draining(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(12))
         if o != 0:
             return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
         return False
 
-    # Statistics
+    # ServerStatistics
     def Queued(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(14))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int64Flags, o + self._tab.Pos)
         return 0
 
-    # Statistics
+    # ServerStatistics
     def Running(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int64Flags, o + self._tab.Pos)
         return 0
 
-    # Statistics
+    # ServerStatistics
     def QueueMax(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int64Flags, o + self._tab.Pos)
         return 0
 
-    # Statistics
+    # ServerStatistics
     def QueuedDeviceSeconds(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(20))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
-    # Statistics
+    # ServerStatistics
     def RunningDeviceSeconds(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(22))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
-    # Statistics
+    # ServerStatistics
     def OldestQueuedSeconds(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(24))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
-    # Statistics
+    # ServerStatistics
     def Devices(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(26))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int32Flags, o + self._tab.Pos)
         return 0
 
-    # Statistics
+    # ServerStatistics
     def DevicesReady(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(28))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int32Flags, o + self._tab.Pos)
         return 0
 
-    # Statistics
+    # ServerStatistics
     def Connections(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(30))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int32Flags, o + self._tab.Pos)
         return 0
 
-    # Statistics
+    # ServerStatistics
     def Calls(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(32))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int32Flags, o + self._tab.Pos)
         return 0
 
-    # Statistics
+    # ServerStatistics
     def Watchers(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(34))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int32Flags, o + self._tab.Pos)
         return 0
 
-def StatisticsStart(builder): builder.StartObject(16)
+def ServerStatisticsStart(builder): builder.StartObject(16)
 def Start(builder):
-    return StatisticsStart(builder)
-def StatisticsAddVersion(builder, version): builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(version), 0)
+    return ServerStatisticsStart(builder)
+def ServerStatisticsAddVersion(builder, version): builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(version), 0)
 def AddVersion(builder, version):
-    return StatisticsAddVersion(builder, version)
-def StatisticsAddUptimeSeconds(builder, uptimeSeconds): builder.PrependFloat64Slot(1, uptimeSeconds, 0.0)
+    return ServerStatisticsAddVersion(builder, version)
+def ServerStatisticsAddUptimeSeconds(builder, uptimeSeconds): builder.PrependFloat64Slot(1, uptimeSeconds, 0.0)
 def AddUptimeSeconds(builder, uptimeSeconds):
-    return StatisticsAddUptimeSeconds(builder, uptimeSeconds)
-def StatisticsAddReady(builder, ready): builder.PrependBoolSlot(2, ready, 0)
+    return ServerStatisticsAddUptimeSeconds(builder, uptimeSeconds)
+def ServerStatisticsAddReady(builder, ready): builder.PrependBoolSlot(2, ready, 0)
 def AddReady(builder, ready):
-    return StatisticsAddReady(builder, ready)
-def StatisticsAddReason(builder, reason): builder.PrependUOffsetTRelativeSlot(3, flatbuffers.number_types.UOffsetTFlags.py_type(reason), 0)
+    return ServerStatisticsAddReady(builder, ready)
+def ServerStatisticsAddReason(builder, reason): builder.PrependUOffsetTRelativeSlot(3, flatbuffers.number_types.UOffsetTFlags.py_type(reason), 0)
 def AddReason(builder, reason):
-    return StatisticsAddReason(builder, reason)
-def StatisticsAddDraining(builder, draining): builder.PrependBoolSlot(4, draining, 0)
+    return ServerStatisticsAddReason(builder, reason)
+def ServerStatisticsAddDraining(builder, draining): builder.PrependBoolSlot(4, draining, 0)
 def AddDraining(builder, draining):
-    return StatisticsAddDraining(builder, draining)
-def StatisticsAddQueued(builder, queued): builder.PrependInt64Slot(5, queued, 0)
+    return ServerStatisticsAddDraining(builder, draining)
+def ServerStatisticsAddQueued(builder, queued): builder.PrependInt64Slot(5, queued, 0)
 def AddQueued(builder, queued):
-    return StatisticsAddQueued(builder, queued)
-def StatisticsAddRunning(builder, running): builder.PrependInt64Slot(6, running, 0)
+    return ServerStatisticsAddQueued(builder, queued)
+def ServerStatisticsAddRunning(builder, running): builder.PrependInt64Slot(6, running, 0)
 def AddRunning(builder, running):
-    return StatisticsAddRunning(builder, running)
-def StatisticsAddQueueMax(builder, queueMax): builder.PrependInt64Slot(7, queueMax, 0)
+    return ServerStatisticsAddRunning(builder, running)
+def ServerStatisticsAddQueueMax(builder, queueMax): builder.PrependInt64Slot(7, queueMax, 0)
 def AddQueueMax(builder, queueMax):
-    return StatisticsAddQueueMax(builder, queueMax)
-def StatisticsAddQueuedDeviceSeconds(builder, queuedDeviceSeconds): builder.PrependFloat64Slot(8, queuedDeviceSeconds, 0.0)
+    return ServerStatisticsAddQueueMax(builder, queueMax)
+def ServerStatisticsAddQueuedDeviceSeconds(builder, queuedDeviceSeconds): builder.PrependFloat64Slot(8, queuedDeviceSeconds, 0.0)
 def AddQueuedDeviceSeconds(builder, queuedDeviceSeconds):
-    return StatisticsAddQueuedDeviceSeconds(builder, queuedDeviceSeconds)
-def StatisticsAddRunningDeviceSeconds(builder, runningDeviceSeconds): builder.PrependFloat64Slot(9, runningDeviceSeconds, 0.0)
+    return ServerStatisticsAddQueuedDeviceSeconds(builder, queuedDeviceSeconds)
+def ServerStatisticsAddRunningDeviceSeconds(builder, runningDeviceSeconds): builder.PrependFloat64Slot(9, runningDeviceSeconds, 0.0)
 def AddRunningDeviceSeconds(builder, runningDeviceSeconds):
-    return StatisticsAddRunningDeviceSeconds(builder, runningDeviceSeconds)
-def StatisticsAddOldestQueuedSeconds(builder, oldestQueuedSeconds): builder.PrependFloat64Slot(10, oldestQueuedSeconds, 0.0)
+    return ServerStatisticsAddRunningDeviceSeconds(builder, runningDeviceSeconds)
+def ServerStatisticsAddOldestQueuedSeconds(builder, oldestQueuedSeconds): builder.PrependFloat64Slot(10, oldestQueuedSeconds, 0.0)
 def AddOldestQueuedSeconds(builder, oldestQueuedSeconds):
-    return StatisticsAddOldestQueuedSeconds(builder, oldestQueuedSeconds)
-def StatisticsAddDevices(builder, devices): builder.PrependInt32Slot(11, devices, 0)
+    return ServerStatisticsAddOldestQueuedSeconds(builder, oldestQueuedSeconds)
+def ServerStatisticsAddDevices(builder, devices): builder.PrependInt32Slot(11, devices, 0)
 def AddDevices(builder, devices):
-    return StatisticsAddDevices(builder, devices)
-def StatisticsAddDevicesReady(builder, devicesReady): builder.PrependInt32Slot(12, devicesReady, 0)
+    return ServerStatisticsAddDevices(builder, devices)
+def ServerStatisticsAddDevicesReady(builder, devicesReady): builder.PrependInt32Slot(12, devicesReady, 0)
 def AddDevicesReady(builder, devicesReady):
-    return StatisticsAddDevicesReady(builder, devicesReady)
-def StatisticsAddConnections(builder, connections): builder.PrependInt32Slot(13, connections, 0)
+    return ServerStatisticsAddDevicesReady(builder, devicesReady)
+def ServerStatisticsAddConnections(builder, connections): builder.PrependInt32Slot(13, connections, 0)
 def AddConnections(builder, connections):
-    return StatisticsAddConnections(builder, connections)
-def StatisticsAddCalls(builder, calls): builder.PrependInt32Slot(14, calls, 0)
+    return ServerStatisticsAddConnections(builder, connections)
+def ServerStatisticsAddCalls(builder, calls): builder.PrependInt32Slot(14, calls, 0)
 def AddCalls(builder, calls):
-    return StatisticsAddCalls(builder, calls)
-def StatisticsAddWatchers(builder, watchers): builder.PrependInt32Slot(15, watchers, 0)
+    return ServerStatisticsAddCalls(builder, calls)
+def ServerStatisticsAddWatchers(builder, watchers): builder.PrependInt32Slot(15, watchers, 0)
 def AddWatchers(builder, watchers):
-    return StatisticsAddWatchers(builder, watchers)
-def StatisticsEnd(builder): return builder.EndObject()
+    return ServerStatisticsAddWatchers(builder, watchers)
+def ServerStatisticsEnd(builder): return builder.EndObject()
 def End(builder):
-    return StatisticsEnd(builder)
+    return ServerStatisticsEnd(builder)
