@@ -66,7 +66,6 @@ static const kn_kserve_spec outputs[KN_KSERVE_OUTPUTS] = {
     [KN_KSERVE_VIDEO_ID] = ONE("video_id", BYTES, false),
     [KN_KSERVE_STATUS] = ONE("status", BYTES, false),
     [KN_KSERVE_PROGRESS] = ONE("progress", INT32, false),
-    [KN_KSERVE_FRAMES] = {.name = "frames", .type = KN_KSERVE_UINT8, .rank = 4, .shape = {-1, -1, -1, 3}},
 };
 
 const kn_kserve_spec *kn_kserve_inputs(size_t *count)

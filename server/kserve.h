@@ -8,8 +8,7 @@
  *
  *   inputs     prompt BYTES, and optional: negative_prompt BYTES, size BYTES "832x480", seconds FP32, num_frames INT32,
  *              fps FP32, num_inference_steps INT32, guidance_scale FP32, flow_shift FP32, seed INT64, sampler BYTES
- *   outputs    video BYTES (the MP4 file), video_id BYTES, status BYTES, progress INT32 (percent),
- *              frames UINT8 [frames, height, width, 3], which only who names it gets
+ *   outputs    video BYTES (the MP4 file), video_id BYTES, status BYTES, progress INT32 (percent)
  *
  * Other fields of the Videos API travel as request parameters. All functions are pure. */
 #ifndef KN_SERVER_KSERVE_H
@@ -74,7 +73,6 @@ typedef enum kn_kserve_output {
     KN_KSERVE_VIDEO_ID,
     KN_KSERVE_STATUS,
     KN_KSERVE_PROGRESS,
-    KN_KSERVE_FRAMES,
     KN_KSERVE_OUTPUTS,
 } kn_kserve_output;
 
@@ -195,14 +193,13 @@ typedef struct kn_kserve_answer {
     const char *model, *id;
     const char *video_id, *status;
     int32_t progress;
-    unsigned outputs;              /* bit per kn_kserve_output */
-    unsigned binary;               /* likewise; REST only */
-    uint64_t video_bytes;          /* with KN_KSERVE_VIDEO */
-    int32_t frames, height, width; /* with KN_KSERVE_FRAMES */
-    bool streamed, last;           /* "triton_final_response" says which is the last of a stream */
+    unsigned outputs;     /* bit per kn_kserve_output */
+    unsigned binary;      /* likewise; REST only */
+    uint64_t video_bytes; /* with KN_KSERVE_VIDEO */
+    bool streamed, last;  /* "triton_final_response" says which is the last of a stream */
 } kn_kserve_answer;
 
-/* Which of the answer's outputs is a file; KN_KSERVE_OUTPUTS: none. */
+/* KN_KSERVE_VIDEO where the answer has it: the one output that is a file; else KN_KSERVE_OUTPUTS. */
 kn_kserve_output kn_kserve_file_of(unsigned outputs);
 
 #endif

@@ -197,8 +197,6 @@ static kn_status parse_tensors(kn_kserve_request *out, const json_t *root, binar
     for (size_t i = 0; i < json_array_size(outputs); i++)
         KN_TRY(parse_output(out, json_array_get(outputs, i), all_binary, error));
     if (!out->wanted && all_binary) out->binary = kn_kserve_answered(out);
-    if (out->wanted >> KN_KSERVE_FRAMES & 1 && !(out->binary >> KN_KSERVE_FRAMES & 1))
-        return kn_api_unsupported(error, "outputs", "binary_only", "The output 'frames' comes as binary data alone.");
 fail:
     return st;
 }
@@ -466,7 +464,6 @@ static uint64_t append_binary(kn_text *tail, const kn_kserve_answer *a, kn_kserv
     const char *text = output == KN_KSERVE_VIDEO_ID ? a->video_id : a->status;
     switch (output) {
     case KN_KSERVE_VIDEO: append_little_endian(tail, (uint32_t)a->video_bytes); return 4 + a->video_bytes;
-    case KN_KSERVE_FRAMES: return (uint64_t)a->frames * (uint64_t)a->height * (uint64_t)a->width * 3;
     case KN_KSERVE_PROGRESS: append_little_endian(tail, (uint32_t)a->progress); return 4;
     default:
         append_little_endian(tail, (uint32_t)strlen(text));
@@ -479,11 +476,10 @@ static void write_output(kn_json_writer *w, kn_text *tail, const kn_kserve_answe
                          const void *file)
 {
     const kn_kserve_spec *spec = &kn_kserve_outputs()[output];
-    const int64_t frames[] = {a->frames, a->height, a->width, 3};
     kn_json_write_object(w);
     write_text(w, "name", spec->name);
     write_text(w, "datatype", kn_kserve_type_name(spec->type));
-    write_array(w, "shape", output == KN_KSERVE_FRAMES ? frames : spec->shape, spec->rank);
+    write_array(w, "shape", spec->shape, spec->rank);
     if (a->binary >> output & 1) {
         kn_json_write_key(w, "parameters");
         kn_json_write_object(w);

@@ -433,17 +433,14 @@ static ProtobufCBinaryData raw_of(const kn_kserve_answer *a, kn_kserve_output ou
     return (ProtobufCBinaryData){.len = 4 + strlen(text), .data = storage};
 }
 
-static output_tensor *describe_output(output_tensor *out, const kn_kserve_answer *a, kn_kserve_output output,
-                                      int64_t *frames)
+static output_tensor *describe_output(output_tensor *out, kn_kserve_output output)
 {
     const kn_kserve_spec *spec = &kn_kserve_outputs()[output];
-    const int64_t shape[] = {a->frames, a->height, a->width, 3};
     *out = (output_tensor)INFERENCE__MODEL_INFER_RESPONSE__INFER_OUTPUT_TENSOR__INIT;
-    memcpy(frames, shape, sizeof shape);
     out->name = plain(spec->name);
     out->datatype = plain(kn_kserve_type_name(spec->type));
     out->n_shape = (size_t)spec->rank;
-    out->shape = output == KN_KSERVE_FRAMES ? frames : (int64_t *)(uintptr_t)spec->shape;
+    out->shape = (int64_t *)(uintptr_t)spec->shape;
     return out;
 }
 
@@ -454,7 +451,6 @@ static void write_answer(kn_text *out, const kn_kserve_answer *a)
     unsigned char storage[KN_KSERVE_OUTPUTS][STORAGE];
     output_tensor outputs[KN_KSERVE_OUTPUTS], *list[KN_KSERVE_OUTPUTS];
     ProtobufCBinaryData raw[KN_KSERVE_OUTPUTS];
-    int64_t frames[4];
     parameter final = INFERENCE__INFER_PARAMETER__INIT;
     Inference__ModelInferResponse__ParametersEntry entry = INFERENCE__MODEL_INFER_RESPONSE__PARAMETERS_ENTRY__INIT;
     Inference__ModelInferResponse__ParametersEntry *entries[] = {&entry};
@@ -466,10 +462,10 @@ static void write_answer(kn_text *out, const kn_kserve_answer *a)
     for (int32_t i = 0; i < KN_KSERVE_OUTPUTS; i++) {
         if (!(a->outputs >> i & 1) || i == (int32_t)file) continue;
         raw[response.n_raw_output_contents] = raw_of(a, (kn_kserve_output)i, storage[i]);
-        list[response.n_raw_output_contents++] = describe_output(&outputs[i], a, (kn_kserve_output)i, frames);
+        list[response.n_raw_output_contents++] = describe_output(&outputs[i], (kn_kserve_output)i);
     }
     response.n_outputs = response.n_raw_output_contents;
-    if (file != KN_KSERVE_OUTPUTS) list[response.n_outputs++] = describe_output(&outputs[file], a, file, frames);
+    if (file != KN_KSERVE_OUTPUTS) list[response.n_outputs++] = describe_output(&outputs[file], file);
     response.outputs = list;
     response.raw_output_contents = raw;
     if (a->streamed) {
@@ -490,10 +486,9 @@ void kn_kserve_proto_answer(kn_text *out, const kn_kserve_answer *a, uint64_t fi
     const kn_kserve_output file = kn_kserve_file_of(a->outputs);
     write_answer(&inner, a);
     if (file != KN_KSERVE_OUTPUTS) {
-        const size_t in_front = file == KN_KSERVE_VIDEO ? 4 : 0; /* BYTES have their length in front */
-        little_endian(length, (uint32_t)file_bytes);
-        kn_proto_write_length(&inner, RAW_OUTPUT_CONTENTS, in_front + file_bytes);
-        kn_text_append(&inner, length, in_front);
+        little_endian(length, (uint32_t)file_bytes); /* BYTES have their length in front */
+        kn_proto_write_length(&inner, RAW_OUTPUT_CONTENTS, sizeof length + file_bytes);
+        kn_text_append(&inner, length, sizeof length);
     }
     if (a->streamed) kn_proto_write_length(out, STREAM_INFER_RESPONSE, inner.count + file_bytes);
     kn_text_append(out, inner.bytes ? inner.bytes : "", inner.count);

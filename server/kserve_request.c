@@ -196,7 +196,6 @@ kn_status kn_kserve_add_parameter(kn_kserve_request *request, const char *name, 
 
 kn_status kn_kserve_add_output(kn_kserve_request *request, const char *name, bool binary, kn_api_error *error)
 {
-    const unsigned files = 1u << KN_KSERVE_VIDEO | 1u << KN_KSERVE_FRAMES;
     int32_t found = KN_KSERVE_OUTPUTS;
     for (int32_t i = 0; i < KN_KSERVE_OUTPUTS; i++)
         if (strcmp(kn_kserve_outputs()[i].name, name) == 0) found = i;
@@ -206,21 +205,18 @@ kn_status kn_kserve_add_output(kn_kserve_request *request, const char *name, boo
     if (request->wanted >> found & 1)
         return kn_api_invalid_value(error, "outputs", "The output '%.64s' is there twice.", name);
     request->wanted |= 1u << found;
-    if ((request->wanted & files) == files)
-        return kn_api_invalid_value(error, "outputs", "An answer has 'video' or 'frames', not both.");
     if (binary) request->binary |= 1u << found;
     return KN_OK;
 }
 
 unsigned kn_kserve_answered(const kn_kserve_request *request)
 {
-    return request->wanted ? request->wanted : ((1u << KN_KSERVE_OUTPUTS) - 1) & ~(1u << KN_KSERVE_FRAMES);
+    return request->wanted ? request->wanted : (1u << KN_KSERVE_OUTPUTS) - 1;
 }
 
 kn_kserve_output kn_kserve_file_of(unsigned answered)
 {
-    if (answered >> KN_KSERVE_VIDEO & 1) return KN_KSERVE_VIDEO;
-    return answered >> KN_KSERVE_FRAMES & 1 ? KN_KSERVE_FRAMES : KN_KSERVE_OUTPUTS;
+    return answered >> KN_KSERVE_VIDEO & 1 ? KN_KSERVE_VIDEO : KN_KSERVE_OUTPUTS;
 }
 
 /* ---- as a request for a video ---- */

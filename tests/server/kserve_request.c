@@ -136,17 +136,17 @@ static void an_answer_has_one_file(void **state)
     (void)state;
     kn_kserve_request r = empty();
     const unsigned all = (1u << KN_KSERVE_OUTPUTS) - 1;
-    assert_int_equal(kn_kserve_answered(&r), all & ~(1u << KN_KSERVE_FRAMES));
+    assert_int_equal(kn_kserve_answered(&r), all);
     assert_int_equal(kn_kserve_file_of(kn_kserve_answered(&r)), KN_KSERVE_VIDEO);
     ok(kn_kserve_add_output(&r, "video_id", false, &error));
     assert_int_equal(kn_kserve_answered(&r), 1u << KN_KSERVE_VIDEO_ID);
     assert_int_equal(kn_kserve_file_of(kn_kserve_answered(&r)), KN_KSERVE_OUTPUTS);
     expect_error(kn_kserve_add_output(&r, "video_id", false, &error), &error, 400, "invalid_value", "outputs");
     expect_error(kn_kserve_add_output(&r, "latents", false, &error), &error, 400, "invalid_value", "outputs");
-    ok(kn_kserve_add_output(&r, "frames", true, &error));
-    assert_int_equal(kn_kserve_file_of(kn_kserve_answered(&r)), KN_KSERVE_FRAMES);
-    assert_int_equal(r.binary, 1u << KN_KSERVE_FRAMES);
-    expect_error(kn_kserve_add_output(&r, "video", true, &error), &error, 400, "invalid_value", "outputs");
+    ok(kn_kserve_add_output(&r, "video", true, &error));
+    assert_int_equal(kn_kserve_file_of(kn_kserve_answered(&r)), KN_KSERVE_VIDEO);
+    assert_int_equal(r.binary, 1u << KN_KSERVE_VIDEO);
+    expect_error(kn_kserve_add_output(&r, "frames", true, &error), &error, 400, "invalid_value", "outputs");
 }
 
 /* The body, and that the Videos API's own reader takes it. */
