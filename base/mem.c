@@ -9,6 +9,16 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* The header before a block is no place for anybody else: an index of -1 into an array of small things lands in it. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define FORBID(start, bytes) ASAN_POISON_MEMORY_REGION(start, bytes)
+#define ALLOW(start, bytes) ASAN_UNPOISON_MEMORY_REGION(start, bytes)
+#else
+#define FORBID(start, bytes) ((void)0)
+#define ALLOW(start, bytes) ((void)0)
+#endif
+
 /* Each block carries its size in the 64 bytes in front of it, so that freeing
  * needs no table and the payload keeps its alignment. Large blocks come from
  * mmap: they are zero already, and a resident page exists only once touched.
@@ -46,9 +56,12 @@ static void account(size_t bytes)
     }
 }
 
+/* Until the block is freed, or forbidden again. */
 static header *header_of(void *pointer)
 {
-    return (header *)((char *)pointer - HEADER_BYTES);
+    header *block = (header *)((char *)pointer - HEADER_BYTES);
+    ALLOW(block, HEADER_BYTES);
+    return block;
 }
 
 void *kn_alloc(size_t bytes)
@@ -74,6 +87,7 @@ void *kn_alloc(size_t bytes)
     block->bytes = bytes;
     block->mapped = mapped;
     block->origin = origin;
+    FORBID(block, HEADER_BYTES);
     account(bytes);
     return (char *)block + HEADER_BYTES;
 
@@ -95,6 +109,7 @@ void *kn_realloc(void *pointer, size_t bytes)
 {
     if (!pointer) return kn_alloc(bytes);
     size_t old = header_of(pointer)->bytes;
+    FORBID((char *)pointer - HEADER_BYTES, HEADER_BYTES);
     void *fresh = kn_alloc(bytes);
     if (!fresh) return NULL;
     memcpy(fresh, pointer, old < bytes ? old : bytes);

@@ -174,6 +174,7 @@ def poll(given):
 
 # ---- 3: overload ----
 
+SATURATING = 1.5  # x the peak
 OVERLOAD_DEVICES = ["fake:step_ms=5,decode_ms=1"] * 2
 RESIDENT_CAP = 256 * MEBI  # of the server process: 128 MiB of finished jobs, and twice what all the rest needs
 
@@ -223,7 +224,8 @@ def normal_again(server):
 
 
 def overload(given):
-    """Ten times what can be done is offered. The queue is bounded by two seconds of work at the peak."""
+    """Ten times what can be done is offered. The queue is bounded by two seconds of work at the peak, which is measured
+    again on the same server, saturated, right before and after: a disk or a machine that others use swings."""
     with Server(given.folder / "peak", OVERLOAD_DEVICES) as server:
         server.wait_ready()
         peak = find_peak(server, given.peak_seconds, given.load_core)
@@ -231,6 +233,8 @@ def overload(given):
         server.wait_ready()
         keep, watch = server.folder / "ids", Watch(server.process.pid)
         watch.start()
+        saturated = [goodput(server, SATURATING * peak, given.overload_seconds / 4, given.load_core)[0]]
+        server.wait_empty(30)
         load = server.begin_load("POST", "/v1/videos", JOB, core=given.load_core, connections=64, rate=10 * peak,
                                  seconds=given.overload_seconds, keep=keep)
         time.sleep(min(2.0, given.overload_seconds / 4))
@@ -239,6 +243,7 @@ def overload(given):
         done = (server.completed() - before) / (time.monotonic() - began)
         report = finish_load(load)
         recovery = normal_again(server)
+        saturated.append(goodput(server, SATURATING * peak, given.overload_seconds / 4, given.load_core)[0])
         watch.stopping = True
         server.wait_empty(30)
         states = server.all_states()
@@ -247,9 +252,9 @@ def overload(given):
     rejected = {status: figures for status, figures in report["statuses"].items() if status != "200"}
     slowest = max((figures["p99_ms"] for figures in rejected.values()), default=0.0)
     odd = sum(figures["count"] for status, figures in rejected.items() if status not in ("429", "503"))
-    return [row("overload", "peak goodput", peak, "jobs/s"),
-            row("overload", "goodput at 10 x", done, "jobs/s", most=False, bound=peak, of_bound=0.95, report=report,
-                offered=10 * peak),
+    return [row("overload", "peak goodput, as it was looked for", peak, "jobs/s"),
+            row("overload", "goodput at 10 x, beside the peak before and after", done, "jobs/s", most=False,
+                bound=sum(saturated) / 2, of_bound=0.95, report=report, offered=10 * peak, peaks=saturated),
             row("overload", "rejects, p99", slowest, "ms", target=10),
             row("overload", "rejects without Retry-After, other answers, broken connections",
                 report["without_retry_after"] + odd + report["broken"], "", target=0),
