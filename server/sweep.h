@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Walks through blobs/ and checkpoints/, a few hundred names at a time, over and over. The first walk after a start
- * removes files that no row names; every walk counts bytes. Belongs to the loop's thread. */
+ * removes files that no row names, the later ones checkpoints and unfinished files that nobody needs any more; every
+ * walk counts bytes. Belongs to the loop's thread. */
 #ifndef KN_SERVER_SWEEP_H
 #define KN_SERVER_SWEEP_H
 

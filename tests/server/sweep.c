@@ -60,10 +60,14 @@ static void test_what_nobody_needs_goes_and_the_rest_is_counted(void **state)
     assert_int_equal(kn_sweep_bytes(sweep, KN_ARTIFACT_VIDEO), 1500);
     assert_int_equal(kn_sweep_bytes(sweep, KN_ARTIFACT_CHECKPOINT), 100);
 
-    make(&in, LOST, KN_ARTIFACT_VIDEO, 0, 4000); /* from now on every file has an owner who removes it */
+    make(&in, LOST, KN_ARTIFACT_VIDEO, 0, 4000); /* from now on every video has an owner who removes it */
+    folder_text(&in, "blobs/" LOST ".1.webp.tmp", "nobody writes it any more");
+    make(&in, LOST, KN_ARTIFACT_CHECKPOINT, 7, 10);
     kn_sweep_go(sweep, 1000);
     assert_int_equal(kn_sweep_walks(sweep), 2);
-    assert_int_equal(asked, 23);
+    assert_int_equal(asked, 23 + 10 + 2);
+    assert_int_equal(count_in(&in, "checkpoints"), 10);
+    assert_int_equal(count_in(&in, "blobs"), 4);
     assert_int_equal(kn_sweep_bytes(sweep, KN_ARTIFACT_VIDEO), 5500);
     folder_remove(&in);
     kn_sweep_go(sweep, 1000); /* folders that are gone are empty */
