@@ -51,8 +51,10 @@ static inline device_cuda *device_of(kn_stream *stream)
     return (device_cuda *)stream->device;
 }
 
+/* Also makes the stream's device the thread's current one, as launches want it: several may be open. */
 static inline cudaStream_t stream_of(kn_stream *stream)
 {
+    cudaSetDevice(device_of(stream)->ordinal); /* no more than a comparison when it is so already */
     return ((stream_cuda *)stream)->stream;
 }
 
