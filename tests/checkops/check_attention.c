@@ -210,8 +210,27 @@ static attention_config random_config(check *c)
     return g;
 }
 
+/* Around Hopper's tiles: 128 queries; blocks of 128 keys up to 512, then of 176; a pair of query tiles. */
+static void check_tensor_tiles(check *c)
+{
+    const attention_config tiles[] = {
+        {.heads = 1, .head_dim = 128, .sequences = 2, .q_lengths = {129, 1}, .k_lengths = {529, 129}, .tail = true},
+        {.heads = 2, .head_dim = 128, .sequences = 2, .q_lengths = {2, 127}, .k_lengths = {1, 128}, .gain = 20},
+        {.heads = 2, .head_dim = 64, .sequences = 2, .q_lengths = {128, 3}, .k_lengths = {257, 127}, .tail = true},
+    };
+    c->aligned = true;
+    for (int i = 0; i < CHECK_COUNT(tiles); i++) {
+        attention_config g = tiles[i];
+        g.dtype = g.out = KN_BF16;
+        if (g.gain == 0) g.gain = 1;
+        check_one(c, &g);
+    }
+    c->aligned = false;
+}
+
 void check_attention(check *c)
 {
+    if (c->simt || c->gpu) check_tensor_tiles(c);
     const attention_config large[] = {
         {.heads = 2, .head_dim = 128, .sequences = 3, .q_lengths = {1, 511, 65}, .k_lengths = {1, 511, 65}},
         {.heads = 1, .head_dim = 384, .sequences = 1, .q_lengths = {130}, .k_lengths = {130}},

@@ -146,6 +146,26 @@ static gemm_config random_config(check *c)
     return g;
 }
 
+/* One row, a row below, at and above a tile of 128 by 256 by 64, and two of them; every way that Hopper's ends. */
+static void check_tensor_tiles(check *c)
+{
+    const gemm_config tiles[] = {
+        {.m = 1, .n = 2, .k = 64, .bias = true},
+        {.m = 129, .n = 258, .k = 192, .bias = true, .prepared = true, .activation = KN_ACT_GELU_TANH},
+        {.m = 127, .n = 256, .k = 128, .prepared = true, .pattern = CHECK_NAN},
+        {.m = 257, .n = 64, .k = 64, .residual = true, .in_place = true, .gate = true, .indexed = true, .bias = true},
+        {.m = 128, .n = 130, .k = 384, .prepared = true, .residual = true, .gate = true, .out = KN_BF16},
+    };
+    c->aligned = true;
+    for (int i = 0; i < CHECK_COUNT(tiles); i++) {
+        gemm_config g = tiles[i];
+        g.a = g.weight = g.compute = KN_BF16;
+        if (!g.residual) g.out = KN_BF16;
+        check_one(c, &g);
+    }
+    c->aligned = false;
+}
+
 void check_gemm(check *c)
 {
     /* Past every block of rows, columns and depth. */
@@ -174,6 +194,7 @@ void check_gemm(check *c)
             check_one(c, &g);
         }
     }
+    if (c->simt || c->gpu) check_tensor_tiles(c);
     for (int i = 0; i < check_rounds(c, 400); i++) {
         check_begin(c, "choosing");
         gemm_config g = random_config(c);

@@ -70,6 +70,7 @@ typedef struct check {
     const char *only_tier; /* NULL: all */
     bool simt;             /* judges the CUDA kernels on tests/simt instead of the CPU tiers */
     const char *gpu;       /* judges them on this GPU, "cuda:0"; or NULL */
+    bool aligned;          /* matrices are as vector and tensor copies want them; else, on a GPU, half of them are */
     uint64_t seed;
     bool verbose;
 

@@ -168,7 +168,8 @@ static kn_matrix new_matrix(check *c, int64_t rows, int64_t cols, kn_dtype dtype
 {
     int64_t stride = cols + CHECK_PICK(c, 0, 0, 1, 3, 8, 64);
     size_t element = kn_dtype_bytes(dtype), alignment = element;
-    if ((c->simt || c->gpu) && check_coin(c)) { /* GPU variants want vectors of 16 bytes, and are not chosen without */
+    if ((c->simt || c->gpu) &&
+        (c->aligned || check_coin(c))) { /* GPU variants want vectors of 16 bytes, and are not chosen without */
         stride = (cols + 7) / 8 * 8 + CHECK_PICK(c, 0, 8, 64);
         alignment = 16;
     }
