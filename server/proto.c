@@ -53,7 +53,9 @@ static bool strings_are_text(const ProtobufCMessage *message)
         const char *values = base + field->offset;
         if (field->label == PROTOBUF_C_LABEL_REPEATED) {
             memcpy(&count, base + field->quantifier_offset, sizeof count);
-            memcpy(&values, values, sizeof values);
+            const void *array;
+            memcpy(&array, values, sizeof array);
+            values = array;
         } else if (field->flags & PROTOBUF_C_FIELD_FLAG_ONEOF) {
             uint32_t chosen; /* protobuf-c keeps the case in an enum */
             memcpy(&chosen, base + field->quantifier_offset, sizeof chosen);
