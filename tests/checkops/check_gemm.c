@@ -146,15 +146,16 @@ static gemm_config random_config(check *c)
     return g;
 }
 
-/* One row, a row below, at and above a tile of 128 by 256 by 64, and two of them; every way that Hopper's ends. */
+/* One row, rows below, at and above tiles of 128 by 256 by 64, alone and in pairs; every way that a Hopper product
+ * ends. Slices of rows are other pairs of tiles. */
 static void check_tensor_tiles(check *c)
 {
     const gemm_config tiles[] = {
         {.m = 1, .n = 2, .k = 64, .bias = true},
         {.m = 129, .n = 258, .k = 192, .bias = true, .prepared = true, .activation = KN_ACT_GELU_TANH},
-        {.m = 127, .n = 256, .k = 128, .prepared = true, .pattern = CHECK_NAN},
+        {.m = 255, .n = 256, .k = 128, .prepared = true, .pattern = CHECK_NAN},
         {.m = 257, .n = 64, .k = 64, .residual = true, .in_place = true, .gate = true, .indexed = true, .bias = true},
-        {.m = 128, .n = 130, .k = 384, .prepared = true, .residual = true, .gate = true, .out = KN_BF16},
+        {.m = 256, .n = 130, .k = 384, .prepared = true, .residual = true, .gate = true, .out = KN_BF16},
     };
     c->aligned = true;
     for (int i = 0; i < CHECK_COUNT(tiles); i++) {
