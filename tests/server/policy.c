@@ -391,8 +391,8 @@ static void secrets_are_in_no_output(void **state)
     expired.row.expires_at = 1;
     assert_int_equal(kn_keys_put(f.keys, &good.row), KN_OK);
     assert_int_equal(kn_keys_put(f.keys, &expired.row), KN_OK);
-    const kn_meters_options options = {.models = names, .model_count = 1, .routes = names, .route_count = 1,
-                                       .devices = &cpu, .device_count = 1};
+    const kn_meters_options options = {
+        .models = names, .model_count = 1, .routes = names, .route_count = 1, .devices = &cpu, .device_count = 1};
     assert_int_equal(kn_meters_create(&meters, &options), KN_OK);
     begin_capture();
     for (int format = 0; format < 3; format++) {
