@@ -7,24 +7,14 @@
  * Bounds: latents to 1e-4 of their standard deviation, as in generation.c. Frames: 50 dB over all kept pixels is what
  * is promised, and no pixel more than one level off is what float32 gives. Also what the folder's own defaults are,
  * since the demo's command line gives none. */
-#define _XOPEN_SOURCE 700
 #include "tests/engine/generating.h"
 
 #include <math.h>
-#include <unistd.h>
 
 #define DEMO_FOLDER "models/demo"
 #define DEMO_FIXTURE "demo-model"
 #define LATENT_BOUND 1e-4 /* of the standard deviation */
 #define PSNR_BOUND 50.0   /* dB, of 8-bit pixels */
-
-/* Without weights there is nothing to test; with them everything has to be there. */
-static void need_weights(void)
-{
-    if (access(KN_SOURCE_DIR "/" DEMO_FOLDER "/model_index.json", F_OK) == 0) return;
-    print_message("%s holds no weights yet\n", DEMO_FOLDER);
-    skip();
-}
 
 /* Largest difference over the deviation of what is expected. */
 static double latents_off(const recording *got, const kn_weights *expected, size_t request, int32_t steps)
@@ -120,7 +110,6 @@ static void fixture_matches(void **state)
 {
     (void)state;
     static const char *const tiers[] = {"avx2", "avx512"};
-    need_weights();
     for (size_t tier = 0; tier < sizeof tiers / sizeof *tiers; tier++) requests_match(tiers[tier]);
 }
 
@@ -128,7 +117,6 @@ static void fixture_matches(void **state)
 static void a_prompt_is_enough(void **state)
 {
     (void)state;
-    need_weights();
     kn_repository *repository = NULL;
     ok(kn_repository_open(&repository, KN_SOURCE_DIR "/" DEMO_FOLDER));
     kn_request r = kn_request_empty();

@@ -12,7 +12,7 @@ import vae as autoencoder
 from diffusers import UniPCMultistepScheduler
 
 SIZE_MAX = 24 << 20  # bytes, everything
-STEPS, GUIDANCE = 8, 3.0  # kinora's defaults for this folder; models/demo/judge.py tells how others do
+STEPS, GUIDANCE = 8, 2.0  # kinora's defaults for this folder; models/demo/judge.py tells how others do
 
 
 def export(options, profile, folder):

@@ -6,6 +6,7 @@ A pipeline feeds 512 text rows, nearly all of them zeros, and the transformer do
 zero rows are one row whose attention logit gets log(512 - length): the same softmax, at a twentieth of the cost.
 """
 import json
+import shutil
 from pathlib import Path
 
 import data
@@ -22,6 +23,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 TEXT_ROWS = 512
 SHIFT = 3.0  # of the timesteps, in training and in sampling
 DROPPED = 0.1  # share of prompts replaced by the empty one, for guidance
+MOVING_WEIGHT = 6.0  # of a latent pixel where the ball is, against 1
+PROMPT_ROWS = 32  # text rows are padded to a multiple of it, so that few shapes occur (compiling)
 PART = 200  # clips a file of cached latents
 
 
@@ -75,7 +78,7 @@ class Model(torch.nn.Module):
         """Text rows [B, rows, d] of prompts (lists of token ids), and the bias for SharedZeros. `full`: all 512 rows,
         as a pipeline makes them, and no bias."""
         device = self.transformer.device
-        longest = max(len(i) for i in ids)
+        longest = -(-max(len(i) for i in ids) // PROMPT_ROWS) * PROMPT_ROWS
         padded = torch.tensor([i + [0] * (longest - len(i)) for i in ids], device=device)
         mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids], device=device)
         with optimize.autocast(device.type, False):
@@ -210,8 +213,19 @@ class Batches:
 
 
 def build(options, profile):
+    if options.warm and not (Path(options.run) / "tokenizer").exists():  # ids must stay what they were
+        shutil.copytree(Path(options.warm) / "tokenizer", Path(options.run) / "tokenizer")
     words = tokenizer.write(Path(options.run) / "tokenizer", profile.pieces)
     return Model(profile, words.get_vocab_size(), options.seed).to(options.device), words
+
+
+def moving_weight(clean):
+    """Weights [B, 1, T, h, w], mean 1, of the squared error at clean latents [B, 16, T, h, w]: a ball covers a twentieth
+    of the picture, and without them it is learnt last."""
+    away = (clean - clean[:, :, 1:].median(2, keepdim=True).values).square().mean(1, keepdim=True).sqrt()
+    still = away.flatten(3).quantile(0.25, dim=3)[..., None, None]  # of the frame: frame 0 has statistics of its own
+    weight = 1 + (MOVING_WEIGHT - 1) * (away - still).clamp(0, 1)
+    return weight / weight.mean((1, 2, 3, 4), keepdim=True)
 
 
 def train(options, profile):
@@ -226,6 +240,8 @@ def train(options, profile):
     if options.warm and meta["step"] == 0:
         optimize.warm_start(Path(options.warm) / "text_encoder", everything, average, "text.")
         optimize.warm_start(Path(options.warm) / "transformer", everything, average, "transformer.")
+    if options.compile:
+        model.transformer.compile(dynamic=False)
     options.say(f"model: {sum(p.numel() for p in everything.values()) / 1e6:.2f} M parameters; loading latents")
     batches = Batches(options, profile, words)
     schedule = optimize.Schedule(profile.model_minutes * options.budget, options.minutes_left(), options.steps,
@@ -233,10 +249,10 @@ def train(options, profile):
 
     def one_step(step, progress):
         clean, sigma, noise, ids = batches.draw(step)
-        mix = sigma.view(-1, 1, 1, 1, 1)
+        mix, weight = sigma.view(-1, 1, 1, 1, 1), moving_weight(clean)
         with optimize.autocast(options.device):
             velocity = model.velocity((1 - mix) * clean + mix * noise, sigma, model.context(ids))
-            loss = (velocity.float() - (noise - clean)).square().mean()
+            loss = ((velocity.float() - (noise - clean)).square() * weight).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(rest.values()), 1.0)
         return loss

@@ -43,7 +43,7 @@ PROFILES = {
     "cpu": Profile(
         sizes=((96, 64), (96, 96)), vae_clips=1000, vae_minutes=60.0,
         vae_phases=(Phase(0.12, 9, 32, 32, 8), Phase(0.25, 9, 48, 64, 3), Phase(1.0, 33, None, None, 1)),
-        latent_clips=4000, model_minutes=120.0),
+        latent_clips=3000, model_minutes=120.0),
     "gpu": Profile(
         sizes=((192, 128), (144, 144)), vae_clips=4000, vae_minutes=8.0,
         vae_phases=(Phase(0.25, 9, 64, 64, 32), Phase(0.55, 17, 96, 96, 16), Phase(1.0, 33, None, None, 8)),
