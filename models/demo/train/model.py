@@ -220,8 +220,8 @@ def build(options, profile):
 
 
 def moving_weight(clean):
-    """Weights [B, 1, T, h, w], mean 1, of the squared error at clean latents [B, 16, T, h, w]: a ball covers a twentieth
-    of the picture, and without them it is learnt last."""
+    """Weights [B, 1, T, h, w], mean 1, of the squared error at clean latents [B, 16, T, h, w]: a ball covers a
+    twentieth of the picture, and without them it is learnt last."""
     away = (clean - clean[:, :, 1:].median(2, keepdim=True).values).square().mean(1, keepdim=True).sqrt()
     still = away.flatten(3).quantile(0.25, dim=3)[..., None, None]  # of the frame: frame 0 has statistics of its own
     weight = 1 + (MOVING_WEIGHT - 1) * (away - still).clamp(0, 1)

@@ -186,8 +186,8 @@ def aim(x, y, vx, vy, seconds, radius):
 
 
 def throw(action, rng, radius):
-    """A ball as the action might begin. The ranges are narrow: a small network has to learn one kind of throw an action,
-    and a wide choice of them ends as two half balls."""
+    """A ball as the action might begin. The ranges are narrow: a small network has to learn one kind of throw an
+    action, and a wide choice of them ends as two half balls."""
     u = rng.uniform
     low = FLOOR + radius
     if action == "backboard":
