@@ -29,11 +29,13 @@ EXACT = [
     "acknowledged jobs that are not in the queue", "answers other than 200", "rejects without Retry-After",
     "acknowledged jobs that did not complete", "resident memory at most", "cancellations that were none",
     "jobs that did not complete", "descriptors gained", "threads gained", "of them not to be found",
-    "jobs left unfinished", "allocated by the server a job",
+    "jobs left unfinished",
 ]
-# These are held against wider limits: seconds of a slow machine, and bytes a job while caches are still filling.
+# These are held against wider limits: seconds of a slow machine, and bytes a job while caches are still filling. What
+# is allocated is counted to the byte, but one buffer that doubles is 5 bytes a job in a run of 800 after warm-up; a
+# leaked block for each job would be 24 and more, its identifier alone being longer.
 GENEROUS = {"normal again after": 60, "readyz tells so after": 60, "ready again after": 120,
-            "resident memory a job": 4096, "anonymous memory of a worker": 4096}
+            "resident memory a job": 4096, "anonymous memory of a worker": 4096, "allocated by the server a job": 24}
 
 
 def folder():
