@@ -73,6 +73,10 @@ static kn_status check_seed(const kn_device_seed *seed)
         return kn_fail(KN_INVALID, "seed.bytes_per_second must be above 0");
     if (!(seed->decode_efficiency >= 0) || seed->decode_efficiency > 1)
         return kn_fail(KN_INVALID, "seed.decode_efficiency must be 0 to 1");
+    if (!(seed->link_bytes_per_second >= 0) || !isfinite(seed->link_bytes_per_second))
+        return kn_fail(KN_INVALID, "seed.link_bytes_per_second must be 0 or more");
+    const kn_status st = check_range("seed.exchange_ns", seed->exchange_ns, 0, KN_QUEUE_WORK_MAX);
+    if (st != KN_OK) return st;
     return check_range("seed.slice_ns", seed->slice_ns, 0, KN_QUEUE_WORK_MAX);
 }
 
@@ -209,7 +213,12 @@ static kn_status device_up(kn_scheduler *s, const kn_change_device *change)
     kn_status st = KN_OK;
     KN_TRY(check_device(s, change));
     KN_TRY(check_seed(&change->seed));
+    KN_TRY(check_range("domain", change->domain, 0, INT32_MAX));
+    KN_TRY(check_range("degree_max", change->degree_max, 0, KN_SCHEDULER_DEGREE_MAX));
     kn_core_device *d = &s->devices[change->index];
+    if (d->known && d->terms.domain != change->domain)
+        return kn_fail(KN_INVALID, "domain of device %d is %d; it was %d", change->index, change->domain,
+                       d->terms.domain);
     const uint64_t bit = UINT64_C(1) << change->index;
     const bool same = d->known && memcmp(&d->terms.seed, &change->seed, sizeof change->seed) == 0;
     d->terms = *change;

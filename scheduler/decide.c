@@ -317,6 +317,8 @@ static void emit(kn_scheduler *s, const pack *p, int64_t now_ns, kn_assignment *
     out->device = p->device;
     out->model = p->model;
     out->stage = p->stage;
+    out->degree = 1;
+    out->members[0] = p->device;
     out->count = p->count;
     count_preempted(s, d, p);
     for (int32_t i = 0; i < p->count; i++) {

@@ -52,6 +52,7 @@ static kn_status fill_params(kn_scheduler_params *p)
     if (p->ageing_ns == 0) p->ageing_ns = AGEING_NS;
     if (p->fair_quantum_ns == 0) p->fair_quantum_ns = QUANTUM_NS;
     if (p->admission_margin == 0) p->admission_margin = MARGIN;
+    if (p->degree_max == 0) p->degree_max = KN_SCHEDULER_DEGREE_MAX;
     if ((unsigned)p->policy >= KN_POLICIES) return kn_fail(KN_INVALID, "no policy of number %d", (int)p->policy);
     if (p->jobs < 1 || p->jobs > KN_SCHEDULER_JOBS_MAX)
         return kn_fail(KN_INVALID, "jobs is %d; it must be 1 to %d", p->jobs, KN_SCHEDULER_JOBS_MAX);
@@ -65,6 +66,11 @@ static kn_status fill_params(kn_scheduler_params *p)
         return kn_fail(KN_INVALID, "fair_quantum_ns must be 1 to 2^45");
     if (p->admission_margin < 0 || p->admission_margin > 100)
         return kn_fail(KN_INVALID, "admission_margin is %d; it must be 1 to 100", p->admission_margin);
+    if (p->degree_max < 1 || p->degree_max > KN_SCHEDULER_DEGREE_MAX)
+        return kn_fail(KN_INVALID, "degree_max is %d; it must be 1 to %d", p->degree_max, KN_SCHEDULER_DEGREE_MAX);
+    const int32_t fixed = p->degree_fixed;
+    if (fixed < 0 || fixed > p->degree_max || (fixed & (fixed - 1)) != 0)
+        return kn_fail(KN_INVALID, "degree_fixed is %d; it must be 0 or a power of two up to %d", fixed, p->degree_max);
     return KN_OK;
 }
 

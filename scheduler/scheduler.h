@@ -45,6 +45,7 @@ enum {
     KN_SCHEDULER_TENANTS_MAX = 4096,
     KN_SCHEDULER_JOBS_MAX = 1 << 16,
     KN_SCHEDULER_PACK_MAX = 16,      /* jobs in one slice */
+    KN_SCHEDULER_DEGREE_MAX = 8,     /* devices that run one slice together */
     KN_SCHEDULER_RESIDENTS_MAX = 32, /* jobs that reside on one device */
     KN_SCHEDULER_STEPS_MAX = 10000,
     KN_SCHEDULER_AGED_SHARE = 8, /* aged jobs get one part in so many of a device's time while there are any */
@@ -80,6 +81,9 @@ typedef struct kn_scheduler_params {
     int64_t ageing_ns;        /* see above; 0: ten minutes */
     int64_t fair_quantum_ns;  /* a tenant may run ahead of one that waits by so much; 0: 20 s */
     int32_t admission_margin; /* percent a deadline promise allows for what the cost model does not know; 0: 5 */
+    int32_t degree_max;       /* most devices in a group; 0: KN_SCHEDULER_DEGREE_MAX; 1: no groups */
+    int32_t degree_fixed;     /* 0: chosen at every slice. 1, 2, 4, 8: for comparison. The devices of a domain form
+                                 groups of so many for good, in order of index; each is scheduled as one device */
 } kn_scheduler_params;
 
 typedef struct kn_scheduler kn_scheduler;
@@ -104,10 +108,12 @@ typedef struct kn_cost_model {
 
 /* What a device is thought to do before anything has been measured on it. */
 typedef struct kn_device_seed {
-    double flop_per_second;   /* sustained, on the transformer */
-    double decode_efficiency; /* of that, in the VAE; 0: 0.2 */
-    double bytes_per_second;  /* memory: weights of a slice are read at this rate */
-    int64_t slice_ns;         /* cost of any slice, however small */
+    double flop_per_second;       /* sustained, on the transformer */
+    double decode_efficiency;     /* of that, in the VAE; 0: 0.2 */
+    double bytes_per_second;      /* memory: weights of a slice are read at this rate */
+    int64_t slice_ns;             /* cost of any slice, however small */
+    double link_bytes_per_second; /* to another device of its domain, each way; 0: 370 GB/s, eight GPUs over NVLink */
+    int64_t exchange_ns;          /* of one exchange in a group, whatever its size; 0: 12 us */
 } kn_device_seed;
 
 /* Declares or replaces the model at an index below KN_SCHEDULER_MODELS_MAX. Before jobs of it are admitted. */
@@ -166,7 +172,9 @@ typedef enum kn_change_kind {
                               it can continue from. Also corrects a waiting job (a checkpoint that proved bad), and
                               takes a job out of the slice its device has been given */
     KN_CHANGE_DEVICE_UP,    /* device: ready for slices. Again for one that is up: new seed and capacity */
-    KN_CHANGE_DEVICE_DOWN,  /* device.index: its jobs wait again, at their last checkpoint (slice.saved_step) */
+    KN_CHANGE_DEVICE_DOWN,  /* device.index: its jobs wait again, at their last checkpoint (slice.saved_step). So do the
+                              jobs of a slice that it helped in, which has failed thereby: the slice's other members
+                              are idle from now on, and nothing more is said of it */
     KN_CHANGE_MODEL_LOADED, /* device.index, device.models, load_ns: these models are loaded now, others are not */
     KN_CHANGE_SLICE_DONE,   /* slice; a job whose progress says done resides there no longer and is forgotten. Jobs of
                               the assignment that are not named never ran, and wait again at their checkpoint */
@@ -189,6 +197,9 @@ typedef struct kn_change_device {
     uint32_t loadable;     /* bit per model index: loaded or can be */
     int64_t load_ns;       /* UP: what loading a model is expected to take; MODEL_LOADED: what it took */
     kn_device_seed seed;
+    int32_t domain;     /* UP: devices of the same domain and with the same seed can form groups; 0: this one is alone.
+                           The same at every UP of a device */
+    int32_t degree_max; /* UP: largest group it can be in; 0: KN_SCHEDULER_DEGREE_MAX */
 } kn_change_device;
 
 /* One job of a slice that ended. */
@@ -221,25 +232,33 @@ kn_status kn_scheduler_event(kn_scheduler *scheduler, const kn_change *change, i
 
 /* ---- decisions ---- */
 
-/* One slice to run on one device now. In order: save and free the jobs of `release` and answer each with
- * KN_CHANGE_JOB_RELEASED (until then it is not started elsewhere; a removed one needs no answer), unload and load
- * models, start the jobs of start_mask (resume from their checkpoint where there is one), run the slice. */
+/* One slice to run on one device now, or on a group of them. In order: save and free the jobs of `release` and answer
+ * each with KN_CHANGE_JOB_RELEASED (until then it is not started elsewhere; a removed one needs no answer), unload and
+ * load models, start the jobs of start_mask (resume from their checkpoint where there is one), run the slice.
+ *
+ * In a group `device` leads and members[1 ..] help. Jobs reside on the leader only: a helper is handed what it needs
+ * when the slice starts (latents, the solver's history, text rows), needs the jobs' workspace_bytes meanwhile and keeps
+ * nothing. All members are busy until KN_CHANGE_SLICE_DONE or _FAILED of the leader. The group is another one, or
+ * none, at every slice; only denoise slices run in groups. The model has to be loaded on every member. */
 typedef struct kn_assignment {
     int32_t device;
     int32_t model;
     kn_stage stage;
-    bool load_model;        /* `model` is not loaded there; answer with KN_CHANGE_MODEL_LOADED */
-    uint32_t unload_models; /* bit per model index */
+    bool load_model;                          /* `model` is not loaded there; answer with KN_CHANGE_MODEL_LOADED */
+    uint32_t unload_models;                   /* bit per model index; of the leader */
+    int32_t degree;                           /* devices that run it: 1, 2, 4 or 8 */
+    int32_t members[KN_SCHEDULER_DEGREE_MAX]; /* [degree] distinct devices of one domain; [0] is `device` */
+    uint32_t load_members; /* bit i, i > 0: `model` is not loaded on members[i]; answer as for load_model */
     int32_t count;
     uint64_t jobs[KN_SCHEDULER_PACK_MAX];
     uint32_t start_mask; /* bit i: jobs[i] does not reside there yet */
     int32_t release_count;
     uint64_t release[KN_SCHEDULER_RESIDENTS_MAX]; /* jobs that reside there and shall not: paused or removed */
-    int64_t expected_ns;                          /* of the slice, by the cost model; without loading */
+    int64_t expected_ns;                          /* of the slice on its members, by the cost model; without loading */
 } kn_assignment;
 
-/* The slices to start at `now_ns`, at most one per idle device and at most `max`; returns their number. A second call
- * at the same time with nothing in between returns 0, unless max was too small. */
+/* The slices to start at `now_ns`, every idle device in at most one of them and at most `max`; returns their number. A
+ * second call at the same time with nothing in between returns 0, unless max was too small. */
 int32_t kn_scheduler_decide(kn_scheduler *scheduler, int64_t now_ns, kn_assignment *out, int32_t max);
 
 /* Removed jobs that still reside on an idle device, so that their memory can be freed though nothing starts there.
