@@ -13,11 +13,12 @@ Numbers in names are sections of RFC 9113 and RFC 7541.
 """
 import struct
 
-from h2raw import (ACK, CANCEL, COMPRESSION_ERROR, CONTINUATION, DATA, ENABLE_PUSH, END_HEADERS, END_STREAM,
-                   ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GET, GOAWAY, HAS_PRIORITY,
-                   HEADER_TABLE_SIZE, HEADERS, INITIAL_WINDOW, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, PADDED, PING,
-                   PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH, REFUSED_STREAM, RST, SETTINGS, STREAM_CLOSED, WINDOW, Raw,
-                   block, call, frame, literal, message, request, reset, settings, window)
+from h2frames import (ACK, CANCEL, COMPRESSION_ERROR, CONTINUATION, DATA, ENABLE_PUSH, END_HEADERS, END_STREAM,
+                      ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GET, GOAWAY, HAS_PRIORITY,
+                      HEADER_TABLE_SIZE, HEADERS, INITIAL_WINDOW, MAX_FRAME, MAX_HEADER_LIST, MAX_STREAMS, NO_ERROR,
+                      PADDED, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH, REFUSED_STREAM, RST, SETTINGS,
+                      STREAM_CLOSED, WINDOW, block, call, frame, literal, message, request, reset, settings, window)
+from h2raw import Raw
 from harness import ServerCase
 
 cases = {}
@@ -431,3 +432,15 @@ def test_of(sent, expected):
 
 for name, function in [*prefaces(), *((n, test_of(*c)) for n, c in cases.items())]:
     setattr(Conformance, "test_" + "".join(x if x.isalnum() else "_" for x in name), function)
+
+
+class Settings(ServerCase):
+    """What an operator may set of a connection."""
+    flags = ("--grpc", "127.0.0.1:0", "--grpc-streams-max", "3", "--grpc-idle-seconds", "1")
+
+    def test_streams_and_idle(self):
+        with Raw(int(self.server.said["grpc"][0].rsplit(":", 1)[1])) as c:
+            self.assertTrue(c.works(1))
+            self.assertEqual(c.server_settings[MAX_STREAMS], 3)
+            c.read_until(lambda: c.closed)
+            self.assertEqual(c.goaway[1:], (NO_ERROR, b"max_idle"))

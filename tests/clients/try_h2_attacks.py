@@ -2,37 +2,18 @@
 """Attacks on the gRPC front, several connections at once, while a good client goes on: it is always served, and memory
 stays bounded. Its latencies are printed, not judged: the machine may be busy with anything else."""
 import os
-import struct
 import threading
 import time
 
-from h2raw import (CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, HEADERS, INITIAL_WINDOW, PING, PRIORITY, Raw,
-                   block, call, frame, literal, message, request, reset, settings, window)
+from h2attacks import attacks
+from h2frames import DATA, END_STREAM, INITIAL_WINDOW, call, frame, literal, message, request, settings
+from h2raw import Raw
 from harness import ServerCase
 
 SECONDS = 1.0   # of each attack
 ATTACKERS = 4   # connections at a time
 TOTAL_BYTES = 64 << 20
 CONNECTION_BYTES = 512 << 10
-ids = range(1, 2000, 2)
-
-attacks = {
-    "rapid reset": b"".join(request(i, call(), end=False) + reset(i) for i in ids),
-    "resets it is made to send": b"".join(request(i, call(), end=False) + window(i, 0x7FFFFFFF) for i in ids),
-    "CONTINUATION flood": request(1, end_headers=False) + 5000 * frame(CONTINUATION, 0, 1),
-    "PING flood": 5000 * frame(PING, 0, 0, bytes(8)),
-    "SETTINGS flood": 5000 * settings(),
-    "empty DATA flood": request(1, call(), end=False) + 8000 * frame(DATA, 0, 1),
-    "PRIORITY flood": 8000 * frame(PRIORITY, 0, 1, struct.pack(">IB", 0, 1)),
-    "WINDOW_UPDATE flood": 8000 * window(0, 1),
-    "header bomb": b"".join(frame(HEADERS, END_STREAM | END_HEADERS, i, block(GET) + b"\x40\x01a\x7f\xa1\x1e" +
-                                  b"x" * 4000 + b"\xbe" * 12000) for i in range(1, 41, 2)),
-    "shut window": settings((INITIAL_WINDOW, 0)) + b"".join(request(i) for i in ids),
-    "calls without an end": b"".join(request(i, call("/kinora.v1.Kinora/Submit"), end=False) for i in ids),
-    "promised megabytes": b"".join(request(i, call("/kinora.v1.Kinora/Submit"), end=False) + frame(
-        DATA, 0, i, message(bytes(8000), length=4 << 20)) for i in ids),
-    "bad first bytes": os.urandom(4096),
-}
 
 
 def quantile(values, q):
