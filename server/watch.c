@@ -103,15 +103,15 @@ kn_status kn_watch_publish(kn_watch *w, const char *name, const char *data, size
     return KN_OK;
 }
 
-/* Number of a seen event; 0: an id of another start, or none. */
-static uint64_t seen_number(const kn_watch *w, const char *seen)
+/* Number of a seen event, 0 where the present state was told before there was any; false: an id of another start, or
+ * none. */
+static bool read_seen(const kn_watch *w, const char *seen, uint64_t *number)
 {
     uint32_t start;
-    uint64_t number;
     int end = 0;
-    if (!seen || strlen(seen) >= KN_WATCH_ID_BYTES) return 0;
-    if (sscanf(seen, "%8" SCNx32 "-%19" SCNu64 "%n", &start, &number, &end) != 2 || seen[end]) return 0;
-    return start == w->start && number <= w->number ? number : 0;
+    if (!seen || strlen(seen) >= KN_WATCH_ID_BYTES) return false;
+    if (sscanf(seen, "%8" SCNx32 "-%19" SCNu64 "%n", &start, number, &end) != 2 || seen[end]) return false;
+    return start == w->start && *number <= w->number;
 }
 
 kn_status kn_watch_add(kn_watch *w, kn_watcher **out, kn_watch_fn *fn, void *context, const char *seen, bool *replayed)
@@ -125,8 +125,8 @@ kn_status kn_watch_add(kn_watch *w, kn_watcher **out, kn_watch_fn *fn, void *con
     *watcher = (kn_watcher){.fn = fn, .context = context, .next = w->watchers};
     w->watchers = watcher;
     w->watcher_count++;
-    const uint64_t number = seen_number(w, seen);
-    if (number > 0 && number >= w->forgotten) {
+    uint64_t number;
+    if (read_seen(w, seen, &number) && number >= w->forgotten) {
         *replayed = true;
         for (int32_t i = 0; i < w->count; i++) {
             const kept *k = &w->ring[(w->first + i) % KN_WATCH_EVENTS_KEPT];

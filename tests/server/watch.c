@@ -76,6 +76,10 @@ static void a_watcher_comes_back(void **state)
     bool replayed;
     char other[KN_WATCH_ID_BYTES];
     assert_int_equal(kn_watch_create(&watch, START), KN_OK);
+    snprintf(other, sizeof other, "%08x-0", START); /* told the present state, before anything had happened */
+    assert_int_equal(kn_watch_add(watch, &watcher, hear, &c, other, &replayed), KN_OK);
+    assert_true(replayed);
+    kn_watch_remove(watch, &watcher);
     assert_int_equal(kn_watch_add(watch, &watcher, hear, &a, NULL, &replayed), KN_OK);
     publish(watch, "1", true, false);
     publish(watch, "2", true, false);
