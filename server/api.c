@@ -625,7 +625,7 @@ void kn_call_finished(const kn_http_record *record, void *context)
                       KN_LABELS(route, kn_meters_code(record->status)));
 }
 
-/* --metrics-listen: figures and probes, without a key and nothing else. */
+/* --metrics: figures and probes, without a key and nothing else. */
 static void on_metrics_headers(kn_http_exchange *exchange, void *context)
 {
     static const kn_route figures[] = {

@@ -44,6 +44,8 @@ typedef struct kn_intake {
     kn_catalog_size size;
     char key[KN_IDEMPOTENCY_KEY_BYTES];
     uint8_t fingerprint[KN_SHA256_BYTES];
+    kn_api_error refusal; /* what the client hears unless its idempotency key is known */
+    const char *refusal_reason;
 } kn_intake;
 
 struct kn_call {
@@ -136,7 +138,7 @@ void kn_intake_begin(kn_call *call, const void *body, size_t bytes, const char *
 
 void kn_api_create(kn_call *call); /* intake.c */
 void kn_api_sync(kn_call *call);
-bool kn_api_turn_back(kn_call *call);   /* is there no room for another job? Then the call has been told */
+bool kn_api_turn_back(kn_call *call);   /* no room, and no idempotency key to look up? Then the call has been told */
 void kn_api_not_offered(kn_call *call); /* edits, extensions, characters, remix */
 
 void kn_api_list(kn_call *call); /* api_videos.c */

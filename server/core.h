@@ -83,7 +83,7 @@ typedef struct kn_server {
     kn_http_server *http;
     kn_http_server *admin;                   /* on loopback, for who can read the data directory */
     char admin_token[65], admin_address[64]; /* "http://127.0.0.1:PORT" */
-    kn_http_server *metrics;                 /* --metrics-listen; NULL: none of its own */
+    kn_http_server *metrics;                 /* --metrics; NULL: none of its own */
     kn_grpc_server *grpc;                    /* --grpc (front.h); NULL: none */
     kn_http_server *grpc_http;               /* its listeners */
     kn_tls *grpc_tls;                        /* the same certificate, and HTTP/2 */
@@ -203,7 +203,7 @@ void kn_admin_stop(kn_server *server);
 
 kn_status kn_housekeeping_start(kn_server *server);
 void kn_housekeeping_stop(kn_server *server);
-kn_http_callbacks kn_metrics_callbacks(void);         /* of --metrics-listen */
+kn_http_callbacks kn_metrics_callbacks(void);         /* of --metrics */
 size_t kn_api_routes(const char **names, size_t max); /* for the metrics; returns how many were written */
 
 /* ---- server.c ---- */

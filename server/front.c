@@ -109,13 +109,17 @@ kn_status kn_front_start(kn_server *s)
                                                             .key = c->tls_key,
                                                             .client_ca = c->tls_client_ca,
                                                             .http2 = true}));
-    KN_TRY(kn_grpc_server_create(&s->grpc, &(kn_grpc_params){.base = s->base,
-                                                             .services = services,
-                                                             .service_count = service_count(),
-                                                             .admit = admit,
-                                                             .finished = on_finished,
-                                                             .probe = probe,
-                                                             .context = s}));
+    KN_TRY(kn_grpc_server_create(&s->grpc,
+                                 &(kn_grpc_params){.base = s->base,
+                                                   .services = services,
+                                                   .service_count = service_count(),
+                                                   .limits = {.streams = (int32_t)c->grpc_streams_max,
+                                                              .idle_ns = c->grpc_idle_seconds * INT64_C(1000000000),
+                                                              .age_ns = c->grpc_age_seconds * INT64_C(1000000000)},
+                                                   .admit = admit,
+                                                   .finished = on_finished,
+                                                   .probe = probe,
+                                                   .context = s}));
     KN_TRY(
         kn_http_server_create(&s->grpc_http, &(kn_http_params){.base = s->base,
                                                                .listen = (const char *const *)c->grpc.items,

@@ -5,7 +5,9 @@
  *   read the body ─► complete it with the model's defaults ─► may they? ─► does it fit? ─► the operator's prompt hook
  *   ─► the store: job, idempotency key and quota in one commit ─► 200 ─► the scheduler
  *
- * Nothing is acknowledged before the commit, and a client that went away meanwhile has its job all the same. */
+ * Nothing is acknowledged before the commit, and a client that went away meanwhile has its job all the same. A request
+ * that is refused for want of room or time, but carries an idempotency key, is looked up first: it may repeat one that
+ * was taken, whose answer was lost. */
 #include <inttypes.h>
 #include <string.h>
 #include <sys/random.h>
@@ -54,7 +56,8 @@ static kn_status check_room(kn_server *s, kn_api_error *error)
 bool kn_api_turn_back(kn_call *call)
 {
     kn_api_error error;
-    if (check_room(call->server, &error) == KN_OK) return false;
+    const char *key = kn_call_header(call, "idempotency-key");
+    if ((key && *key) || check_room(call->server, &error) == KN_OK) return false;
     refuse(call, &error, "queue_full");
     return true;
 }
@@ -188,6 +191,34 @@ static kn_live *take_on(kn_server *s, kn_job *job, const kn_intake *in)
     return st == KN_OK ? live : NULL;
 }
 
+/* The job of a key that was used before; NULL: the client has been told that it was another request's, or the job is
+ * gone. */
+static kn_live *find_replayed(kn_call *call, const kn_store_result *result)
+{
+    kn_api_error error;
+    if (result->outcome == KN_STORE_REPLAYED) {
+        kn_live *live = kn_live_find(call->server->live, result->job.id);
+        return live ? live : kn_api_recall(call->server, call->principal.tenant, result->job.id);
+    }
+    kn_api_key_reused(&error);
+    kn_call_error(call, &error);
+    return NULL;
+}
+
+/* The last thing an answer of the store leads to. */
+static void conclude(kn_call *call, kn_live *live)
+{
+    kn_api_error error;
+    if (live) {
+        answer(call, live);
+        kn_point(KN_POINT_submit_answered);
+    } else if (kn_call_waits(call)) { /* accepted, but not to be found: deleted meanwhile, or no memory */
+        kn_api_internal(&error);
+        kn_call_error(call, &error);
+    }
+    kn_call_release(call);
+}
+
 static void on_submitted(void *context, kn_store_result *result)
 {
     kn_call *call = context;
@@ -212,32 +243,56 @@ static void on_submitted(void *context, kn_store_result *result)
         kn_point(KN_POINT_submit_committed);
         live = take_on(s, &result->job, call->intake);
         call->owner = call->sync;
-    } else if (result->outcome == KN_STORE_REPLAYED) {
-        live = kn_live_find(s->live, result->job.id);
-        if (!live) live = kn_api_recall(s, call->principal.tenant, result->job.id);
     } else if (result->outcome == KN_STORE_OVER_QUOTA) {
         kn_policy_over_quota(&error, &result->quota, kn_now_us());
         refuse(call, &error, "quota");
     } else {
-        kn_api_key_reused(&error);
-        kn_call_error(call, &error);
+        live = find_replayed(call, result);
     }
-    if (live) {
-        answer(call, live);
-        kn_point(KN_POINT_submit_answered);
-    } else if (kn_call_waits(call)) { /* accepted, but not to be found: deleted meanwhile, or no memory */
-        kn_api_internal(&error);
-        kn_call_error(call, &error);
-    }
-    kn_call_release(call);
+    conclude(call, live);
 }
+
+/* ---- repeats of what there is no room for now ---- */
+
+static void on_looked_up(void *context, kn_store_result *result)
+{
+    kn_call *call = context;
+    const kn_intake *in = call->intake;
+    kn_live *live = NULL;
+    if (result->status != KN_OK || result->outcome == KN_STORE_NOT_FOUND)
+        refuse(call, &in->refusal, in->refusal_reason);
+    else
+        live = find_replayed(call, result);
+    conclude(call, live);
+}
+
+static void refuse_unless_repeated(kn_call *call, const kn_api_error *error, const char *reason)
+{
+    kn_intake *in = call->intake;
+    if (in && in->key[0] && (error->status == 429 || error->status == 503)) {
+        kn_store_op op = {.kind = KN_STORE_REPLAY, .tenant = call->principal.tenant};
+        op.submit.idempotency_key = in->key;
+        memcpy(op.submit.fingerprint, in->fingerprint, sizeof in->fingerprint);
+        in->refusal = *error;
+        in->refusal_reason = reason;
+        kn_call_hold(call);
+        if (kn_store_submit_op(call->server->store, &op, on_looked_up, call) == KN_OK) return;
+        kn_call_release(call);
+    }
+    refuse(call, error, reason);
+}
+
+/* ---- submitting ---- */
 
 static void submit(kn_call *call)
 {
     kn_intake *in = call->intake;
     kn_api_error error;
     kn_store_op op = {.kind = KN_STORE_SUBMIT};
-    if (kn_api_turn_back(call)) return; /* others came while the operator's hook thought about it */
+    if (check_room(call->server, &error) != KN_OK) { /* others came while the operator's hook thought about it */
+        refuse_unless_repeated(call, &error, "queue_full");
+        return;
+    }
     op.submit.job = &in->job;
     op.submit.idempotency_key = in->key[0] ? in->key : NULL;
     memcpy(op.submit.fingerprint, in->fingerprint, sizeof in->fingerprint);
@@ -306,11 +361,12 @@ void kn_intake_begin(kn_call *call, const void *body, size_t bytes, const char *
     if (st == KN_OK) st = choose_model(call, in, &error);
     if (st == KN_OK) st = complete(call, in, &request, &error);
     if (st == KN_OK) st = judge(call, in, &request, &error);
+    if (st == KN_OK) st = check_room(call->server, &error);
     kn_request_release(&request);
     if (st == KN_OK)
         moderate(call);
     else
-        refuse(call, &error, reason_of(call, error.status));
+        refuse_unless_repeated(call, &error, reason_of(call, error.status));
 }
 
 void kn_api_create(kn_call *call)

@@ -65,6 +65,9 @@ typedef struct kn_server_config {
     int64_t queue_max;                  /* R: jobs that wait: 1024 */
     int64_t finished_max;               /* R: finished jobs kept in memory for polls: 20000 */
     int64_t connections_max;            /* 4096 */
+    int64_t grpc_streams_max;           /* calls of one connection: 1024 */
+    int64_t grpc_idle_seconds;          /* of a connection without calls: 600 */
+    int64_t grpc_age_seconds;           /* a connection's life: 0, unlimited */
     int64_t upload_bytes_max;           /* R: of one request body: 64 MiB */
     int64_t event_streams_max;          /* R: 256 */
     /* Jobs */

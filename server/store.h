@@ -137,6 +137,7 @@ int32_t kn_store_take_commits(kn_store *store, kn_store_commit *out, int32_t max
 /*                          id        tenant    epoch     outcomes other than DONE             audited as
  * SUBMIT                   (job)     (job)     -         REPLAYED KEY_REUSED OVER_QUOTA       job.submit
  *                                                        CONFLICT (the id exists)
+ * REPLAY                   -         yes       -         REPLAYED KEY_REUSED NOT_FOUND        -
  * CLAIM                    job       -         expected  NOT_FOUND FENCED                     -
  * RELEASE                  job       -         lease     NOT_FOUND FENCED                     -
  * CHECKPOINT               job       -         lease     NOT_FOUND FENCED                     -
@@ -158,6 +159,7 @@ int32_t kn_store_take_commits(kn_store *store, kn_store_commit *out, int32_t max
  * FENCED: the job is not running, or under another epoch than the caller's lease: the caller no longer owns it. */
 typedef enum kn_store_kind {
     KN_STORE_SUBMIT,           /* queued, with its key and its hold */
+    KN_STORE_REPLAY,           /* what SUBMIT says to a key that was used, for a job that cannot be taken now */
     KN_STORE_CLAIM,            /* queued or running -> running under the next epoch */
     KN_STORE_RELEASE,          /* running -> queued; the checkpoint stays */
     KN_STORE_CHECKPOINT,       /* where a running job would resume; without a name: drops it */
@@ -259,7 +261,7 @@ typedef struct kn_store_op {
             const char *idempotency_key;          /* NULL: none; scope: the tenant */
             uint8_t fingerprint[KN_SHA256_BYTES]; /* of the route and the body; compared when the key is known */
             kn_store_limits limits;
-        } submit;
+        } submit; /* REPLAY: idempotency_key and fingerprint alone */
         struct {
             const char *name; /* below data/checkpoints; NULL: there is none any more */
             uint8_t sha256[KN_SHA256_BYTES];

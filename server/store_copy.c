@@ -116,6 +116,7 @@ static kn_status check_subject(const kn_store_op *op)
         [KN_STORE_ENDPOINT_REMOVE] = {false, true, true, -1}, [KN_STORE_ENDPOINT_DISABLE] = {false, true, false, -1},
         [KN_STORE_DELIVERY] = {false, false, false, -1},      [KN_STORE_KEY_ADD] = {false, false, false, -1},
         [KN_STORE_KEY_REVOKE] = {false, true, false, -1},     [KN_STORE_AUDIT] = {false, true, false, -1},
+        [KN_STORE_REPLAY] = {false, false, true, -1},
     };
     kn_status st = KN_OK;
     if ((unsigned)op->kind >= KN_STORE_KINDS) return kn_fail(KN_INVALID, "store: no such operation");
@@ -145,6 +146,9 @@ kn_status kn_store_check_op(const kn_store_op *op)
         KN_TRY(check_text("idempotency key", op->submit.idempotency_key, KN_IDEMPOTENCY_KEY_BYTES - 1,
                           op->submit.idempotency_key != NULL));
         KN_TRY(check_limits(&op->submit.limits));
+        break;
+    case KN_STORE_REPLAY:
+        KN_TRY(check_text("idempotency key", op->submit.idempotency_key, KN_IDEMPOTENCY_KEY_BYTES - 1, true));
         break;
     case KN_STORE_CHECKPOINT:
         if (op->checkpoint.name) KN_TRY(check_file("checkpoint.name", op->checkpoint.name));
@@ -199,6 +203,7 @@ static int list_texts(kn_store_op *op, kn_job *job, const char **fields[FIELDS_M
         texts[2] = &job->extra;
         *text_count = 3;
         break;
+    case KN_STORE_REPLAY: fields[n++] = &op->submit.idempotency_key; break;
     case KN_STORE_CHECKPOINT: fields[n++] = &op->checkpoint.name; break;
     case KN_STORE_PUBLISH: fields[n++] = &op->publish.blob; break;
     case KN_STORE_FINISH:

@@ -149,6 +149,7 @@ kn_status kn_store_copy_op(kn_store_node **out, const kn_store_op *op);
 typedef kn_status kn_store_run(kn_store *store, const kn_store_op *op, kn_store_result *result);
 
 kn_store_run kn_store_run_submit;
+kn_store_run kn_store_run_replay;
 kn_store_run kn_store_run_claim, kn_store_run_release, kn_store_run_checkpoint, kn_store_run_count_attempt;
 kn_store_run kn_store_run_publish, kn_store_run_finish, kn_store_run_retry, kn_store_run_expire, kn_store_run_remove;
 kn_store_run kn_store_run_purge, kn_store_run_endpoint_put, kn_store_run_endpoint_remove;

@@ -126,8 +126,9 @@ fail:
     return st;
 }
 
-/* *known: the key was used and is not forgotten; outcome and job are filled in. */
-static kn_status look_up_key(kn_store *store, const kn_store_op *op, kn_store_result *r, bool *known)
+/* *known: the tenant used the key of `op` and it is not forgotten; outcome and job are filled in. */
+static kn_status look_up_key(kn_store *store, const char *tenant, const kn_store_op *op, kn_store_result *r,
+                             bool *known)
 {
     kn_status st = KN_OK;
     bool row, found;
@@ -135,7 +136,7 @@ static kn_status look_up_key(kn_store *store, const kn_store_op *op, kn_store_re
     char id[KN_JOB_ID_BYTES];
     kn_binder b = kn_sql_bind(store, KN_SQL_KEY_USED);
     *known = false;
-    kn_bind_text(&b, op->submit.job->tenant);
+    kn_bind_text(&b, tenant);
     kn_bind_text(&b, op->submit.idempotency_key);
     KN_TRY(kn_sql_step(&b, &row));
     if (!row || sqlite3_column_int64(b.statement, 2) <= kn_store_now(store)) goto fail;
@@ -145,6 +146,7 @@ static kn_status look_up_key(kn_store *store, const kn_store_op *op, kn_store_re
     if (!found) goto fail; /* purged; the key goes with it */
     *known = true;
     r->outcome = KN_STORE_REPLAYED;
+    r->state = r->job.state;
     if (memcmp(fingerprint, op->submit.fingerprint, KN_SHA256_BYTES) != 0) {
         kn_job_release(&r->job);
         r->job = (kn_job){0};
@@ -200,11 +202,8 @@ kn_status kn_store_run_submit(kn_store *store, const kn_store_op *op, kn_store_r
     kn_store_usage u;
     bool known = false, taken;
 
-    if (op->submit.idempotency_key) KN_TRY(look_up_key(store, op, r, &known));
-    if (known) {
-        r->state = r->job.state;
-        return KN_OK;
-    }
+    if (op->submit.idempotency_key) KN_TRY(look_up_key(store, job->tenant, op, r, &known));
+    if (known) return KN_OK;
     KN_TRY(get_usage(store, job->tenant, &u));
     turn_window(&u, now, limits->window_us);
     if (over_quota(limits, &u, job->cost_us, &r->quota)) {
@@ -236,4 +235,11 @@ kn_status kn_store_run_submit(kn_store *store, const kn_store_op *op, kn_store_r
     r->job.error_code[0] = '\0';
 fail:
     return st;
+}
+
+kn_status kn_store_run_replay(kn_store *store, const kn_store_op *op, kn_store_result *r)
+{
+    bool known;
+    r->outcome = KN_STORE_NOT_FOUND;
+    return look_up_key(store, op->tenant, op, r, &known);
 }

@@ -19,6 +19,7 @@
 
 static kn_store_run *const runs[KN_STORE_KINDS] = {
     [KN_STORE_SUBMIT] = kn_store_run_submit,
+    [KN_STORE_REPLAY] = kn_store_run_replay,
     [KN_STORE_CLAIM] = kn_store_run_claim,
     [KN_STORE_RELEASE] = kn_store_run_release,
     [KN_STORE_CHECKPOINT] = kn_store_run_checkpoint,

@@ -121,6 +121,19 @@ class Limits(ServerCase):
         self.remove(made[:1], self.plain)
         self.remove([self.server.create(key=self.plain)["id"], *made[1:]], self.plain)
 
+    def test_a_repetition_into_a_full_queue(self):
+        """Its answer was lost: it gets its job, however many are waiting."""
+        def ask(idempotency_key, **fields):
+            return self.server.post("/v1/videos", {"prompt": "a ball", **SMALL, **LONG, **fields}, key=self.plain,
+                                    headers={"Idempotency-Key": idempotency_key})
+
+        made = [ask(f"lost-{i}").json()["id"] for i in range(4)]
+        again = ask("lost-2")
+        self.assertEqual((again.status, again.json()["id"]), (200, made[2]), again.body)
+        self.assertRefused(ask("lost-2", seed=12345), 409, "idempotency_key_reused", "Idempotency-Key")
+        self.assertRefused(ask("new"), 503, "server_is_overloaded")
+        self.remove(made, self.plain)
+
     def test_a_burst(self):
         """All at the same moment: no more are taken than there is room for, and those are kept."""
         with ThreadPoolExecutor(16) as pool:

@@ -146,7 +146,7 @@ class Metrics(ServerCase):
 
     def test_a_listener_of_its_own(self):
         """Without a key there; with the scope on the main address."""
-        server = self.another("--metrics-listen", "127.0.0.1:0", "--keys", "true")
+        server = self.another("--metrics", "127.0.0.1:0", "--keys", "true")
         server.ready = False
         server.start()
         self.assertEqual(server.get("/metrics").status, 401)

@@ -69,20 +69,21 @@ static void a_file_sets_every_setting(void **state)
 {
     (void)state;
     kn_server_config *c = defaults();
-    assert_int_equal(
-        parse(c, "models = '/srv/models'\ndata = '/srv/data'\nlisten = ['0.0.0.0:443', '[::1]:80']\n"
-                 "metrics_listen = '127.0.0.1:9090'\ndevice = ['cuda:0', 'cuda:1']\nthreads = 8\nisa = 'avx2'\n"
-                 "precision = 'bfloat16'\nvae_precision = 'float32'\ntls_cert = 'c'\ntls_key = 'k'\n"
-                 "tls_client_ca = 'ca'\nkeys = true\nregion = 'eu'\nrequests_per_minute = 1\n"
-                 "tenant_requests_per_minute = 2\ntenant_jobs = 3\ntenant_device_seconds = 4\nqueue_max = 5\n"
-                 "connections_max = 6\nupload_bytes_max = 7000\nevent_streams_max = 8\n"
-                 "checkpoint_interval_ms = 0\nretention_seconds = 60\njob_attempts_max = 1\n"
-                 "drain_seconds = 0\nlog_format = 'json'\nlog_level = 'debug'\nwebhooks = false\n"
-                 "webhook_development = true\nwebhook_allow = ['hooks.corp:8443']\nwebhook_ca = 'w'\n"
-                 "moderation_prompt_hook = ['/bin/p', '-x']\nmoderation_output_hook = ['/bin/o']\n"
-                 "moderation_time_limit_ms = 9\nmoderation_running_max = 10\nmoderation_fail_open = true\n"
-                 "[aliases]\n\"sora-2\" = 'wan'\n'Wan-AI/Wan2.1' = \"wan\"\n"),
-        KN_OK);
+    assert_int_equal(parse(c,
+                           "models = '/srv/models'\ndata = '/srv/data'\nlisten = ['0.0.0.0:443', '[::1]:80']\n"
+                           "metrics = '127.0.0.1:9090'\ndevice = ['cuda:0', 'cuda:1']\nthreads = 8\nisa = 'avx2'\n"
+                           "precision = 'bfloat16'\nvae_precision = 'float32'\ntls_cert = 'c'\ntls_key = 'k'\n"
+                           "tls_client_ca = 'ca'\nkeys = true\nregion = 'eu'\nrequests_per_minute = 1\n"
+                           "tenant_requests_per_minute = 2\ntenant_jobs = 3\ntenant_device_seconds = 4\nqueue_max = 5\n"
+                           "grpc_streams_max = 11\ngrpc_idle_seconds = 12\ngrpc_age_seconds = 13\n"
+                           "connections_max = 6\nupload_bytes_max = 7000\nevent_streams_max = 8\n"
+                           "checkpoint_interval_ms = 0\nretention_seconds = 60\njob_attempts_max = 1\n"
+                           "drain_seconds = 0\nlog_format = 'json'\nlog_level = 'debug'\nwebhooks = false\n"
+                           "webhook_development = true\nwebhook_allow = ['hooks.corp:8443']\nwebhook_ca = 'w'\n"
+                           "moderation_prompt_hook = ['/bin/p', '-x']\nmoderation_output_hook = ['/bin/o']\n"
+                           "moderation_time_limit_ms = 9\nmoderation_running_max = 10\nmoderation_fail_open = true\n"
+                           "[aliases]\n\"sora-2\" = 'wan'\n'Wan-AI/Wan2.1' = \"wan\"\n"),
+                     KN_OK);
     assert_string_equal(c->models, "/srv/models");
     assert_int_equal(c->listen.count, 2);
     assert_string_equal(c->listen.items[1], "[::1]:80");
@@ -94,6 +95,9 @@ static void a_file_sets_every_setting(void **state)
     assert_int_equal(c->requests_per_minute, 1);
     assert_int_equal(c->tenant_device_seconds, 4);
     assert_int_equal(c->event_streams_max, 8);
+    assert_int_equal(c->grpc_streams_max, 11);
+    assert_int_equal(c->grpc_idle_seconds, 12);
+    assert_int_equal(c->grpc_age_seconds, 13);
     assert_int_equal(c->log_format, KN_LOG_JSON);
     assert_int_equal(c->log_level, KN_LOG_DEBUG);
     assert_false(c->webhooks);

@@ -74,6 +74,13 @@ static void test_limits_of_a_submit(void **state)
     refuse(f, &op, "window");
     op = (kn_store_op){.kind = KN_STORE_SUBMIT};
     refuse(f, &op, "job");
+    op = (kn_store_op){.kind = KN_STORE_REPLAY, .tenant = "acme"};
+    refuse(f, &op, "idempotency key");
+    key[KN_IDEMPOTENCY_KEY_BYTES - 1] = 'a';
+    op.submit.idempotency_key = key;
+    refuse(f, &op, "idempotency key");
+    op = (kn_store_op){.kind = KN_STORE_REPLAY, .submit = {.idempotency_key = "k"}};
+    refuse(f, &op, "tenant");
     kn_free(most);
     kn_free(more);
     kn_free(key);

@@ -38,6 +38,24 @@ static void test_idempotency_key(void **state)
     kn_store_result_release(&r);
     assert_int_equal(kn_store_job_get(f->store, NULL, second.id, &r.job), KN_NOT_FOUND);
 
+    op.kind = KN_STORE_REPLAY; /* where there is no room: the same, and nothing new */
+    op.tenant = "acme";
+    assert_outcome(perform(f->store, &op), KN_STORE_KEY_REUSED);
+    op.submit.fingerprint[31] = 1;
+    assert_int_equal(kn_store_perform(f->store, &op, &r), KN_OK);
+    assert_int_equal(r.outcome, KN_STORE_REPLAYED);
+    assert_string_equal(r.job.id, first.id);
+    assert_int_equal(r.state, KN_JOB_QUEUED);
+    kn_store_result_release(&r);
+    op.submit.idempotency_key = "l";
+    assert_outcome(perform(f->store, &op), KN_STORE_NOT_FOUND);
+    op.submit.idempotency_key = "k";
+    op.tenant = "other";
+    assert_outcome(perform(f->store, &op), KN_STORE_NOT_FOUND);
+    op.kind = KN_STORE_SUBMIT;
+    op.tenant = NULL;
+    op.submit.fingerprint[31] = 2;
+
     kn_job other; /* keys are a tenant's own */
     fill_job(&other, "other");
     op.submit.job = &other;
