@@ -282,8 +282,8 @@ static void hold(kn_grpc_call *call, const uint8_t *bytes, size_t count)
 void kn_grpc_on_data(kn_h2_stream *stream, const uint8_t *bytes, size_t count, void *context)
 {
     kn_grpc_call *call = kn_h2_stream_user(stream);
-    (void)context;
     size_t used = count;
+    ((kn_grpc_connection *)context)->data_bytes += count;
     if (call && !call->over && call->method) {
         used = call->held_bytes > 0 ? 0 : feed(call, bytes, count);
         if (used < count) hold(call, bytes + used, count - used);

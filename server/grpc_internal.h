@@ -68,8 +68,10 @@ struct kn_grpc_connection {
     LIST_HEAD(, kn_grpc_call) calls;
     kn_grpc_caller *caller; /* of the latest call */
     size_t kept_bytes;
-    int32_t served; /* calls that a service has */
-    int32_t stuck;  /* streams that none has: half sent or half read, after the last flush */
+    size_t data_bytes; /* of messages, so far */
+    bool uploads;      /* most of what came last was messages */
+    int32_t served;    /* calls that a service has */
+    int32_t stuck;     /* streams that none has: half sent or half read, after the last flush */
     evutil_socket_t fd;
     bool tls, is_ready, reading;
     bool closing; /* nothing more is read; what is in the output goes out, then the socket closes */

@@ -20,7 +20,8 @@
 
 enum {
     TICK_MICROSECONDS = 100000,
-    READ_BYTES = 64 << 10,    /* of a connection at a time */
+    READ_BYTES = 8 << 10,     /* of a connection at a time, so that a flood on one leaves room for the others */
+    UPLOAD_BYTES = 64 << 10,  /* the same where most of it is messages, which cost little to take */
     OUTPUT_BYTES = 128 << 10, /* of a connection, waiting for the system */
     SLICE_BYTES = 4 << 10,    /* read before what came of it is sent */
     TURN_BYTES = 2 << 20,     /* sent of one connection before the others have their turn */
@@ -102,6 +103,7 @@ static void flush(kn_grpc_connection *c)
 static void receive(kn_grpc_connection *c)
 {
     struct evbuffer *input = bufferevent_get_input(c->stream);
+    const size_t waiting = evbuffer_get_length(input), data_before = c->data_bytes;
     size_t count;
     if (c->closing) {
         evbuffer_drain(input, evbuffer_get_length(input));
@@ -114,8 +116,12 @@ static void receive(kn_grpc_connection *c)
         evbuffer_drain(input, count);
         c->reading = false;
         flush(c);
-        if (st != KN_OK || c->dead || c->closing) break;
+        if (st != KN_OK || c->dead || c->closing) return;
     }
+    const bool uploads = c->data_bytes - data_before > waiting / 2;
+    if (uploads == c->uploads) return;
+    c->uploads = uploads;
+    bufferevent_set_max_single_read(c->stream, uploads ? UPLOAD_BYTES : READ_BYTES);
 }
 
 static void on_read(struct bufferevent *stream, void *context)
@@ -185,7 +191,7 @@ bool kn_grpc_server_take(kn_grpc_server *s, kn_http_taken *taken, struct buffere
     s->stats.connections++;
     s->stats.accepted++;
     bufferevent_set_max_single_read(stream, READ_BYTES);
-    bufferevent_setwatermark(stream, EV_READ, 0, READ_BYTES);
+    bufferevent_setwatermark(stream, EV_READ, 0, UPLOAD_BYTES);
     bufferevent_setwatermark(stream, EV_WRITE, OUTPUT_BYTES / 2, 0);
     bufferevent_setcb(stream, on_read, on_write, on_event, c);
     bufferevent_enable(stream, EV_READ | EV_WRITE);
