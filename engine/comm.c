@@ -31,6 +31,12 @@ void kn_comm_bind(kn_comm *comm, kn_stream *stream)
     comm->stream = stream;
 }
 
+void kn_comm_set_limit(kn_comm *comm, int64_t call_ns)
+{
+    comm->params.call_ns = call_ns;
+    if (comm->backend->limit) comm->backend->limit(comm, call_ns);
+}
+
 kn_comm_stats kn_comm_read_stats(const kn_comm *comm)
 {
     return comm->stats;

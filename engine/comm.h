@@ -65,6 +65,8 @@ int32_t kn_comm_ranks(const kn_comm *comm);
 uint64_t kn_comm_epoch(const kn_comm *comm);
 /* From now on its calls are ordered by this stream of the same device. Between calls. */
 void kn_comm_bind(kn_comm *comm, kn_stream *stream);
+/* The longest wait inside one call from now on, as kn_comm_params.call_ns. Between calls; the same on every rank. */
+void kn_comm_set_limit(kn_comm *comm, int64_t call_ns);
 kn_comm_stats kn_comm_read_stats(const kn_comm *comm);
 
 /* Every waiting and later call of every rank fails with `reason`; later calls of this do nothing. */

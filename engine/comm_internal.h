@@ -17,6 +17,7 @@ typedef struct kn_comm_backend {
     kn_status (*exchange)(kn_comm *comm, const kn_comm_block *send, int32_t sends, const kn_comm_block *receive,
                           int32_t receives, uint32_t barrier, bool host);
     kn_status (*confirm)(kn_comm *comm); /* as kn_comm_confirm; from any thread, where it waits for no stream */
+    void (*limit)(kn_comm *comm, int64_t call_ns); /* beside params.call_ns; may be NULL */
     void (*abort)(kn_comm *comm, const char *reason);
     void (*destroy)(kn_comm *comm);
 } kn_comm_backend;

@@ -52,6 +52,7 @@ typedef struct slot {
     _Atomic int64_t beat_ns; /* the machine's monotonic clock */
     atomic_uint bell;        /* counts; the rank sleeps on it */
     atomic_uint asleep;
+    atomic_uint inside; /* a call: it waits for others, or moves what they sent */
 } slot;
 
 typedef struct ring {
@@ -64,6 +65,7 @@ typedef struct segment {
     uint64_t magic, epoch;
     int32_t ranks;
     atomic_uint state;
+    atomic_uint blamed; /* bit per rank */
     char reason[REASON_BYTES];
     slot slots[KN_COMM_RANKS_MAX];
     ring rings[]; /* [from][to] */
@@ -206,6 +208,7 @@ static bool is_lost(const local *c, int32_t rank, char reason[REASON_BYTES])
     }
     const int64_t silent = kn_clock_ns() - atomic_load(&s->beat_ns);
     if (silent <= c->base.params.silence_ns) return false;
+    atomic_fetch_or(&c->at->blamed, 1u << rank);
     snprintf(reason, REASON_BYTES, "rank %d of %d (process %d) is silent for %.1f s", rank, c->base.ranks,
              atomic_load(&s->process), kn_clock_seconds(silent));
     return true;
@@ -359,12 +362,30 @@ fail:
     return st;
 }
 
-/* A rank this call waits for that will not come; -1: none. */
-static int32_t find_lost(const local *c, char reason[REASON_BYTES])
+/* Is there a rank this call waits for that will not come? */
+static bool find_lost(const local *c, char reason[REASON_BYTES])
 {
     for (int32_t p = 0; p < c->base.ranks; p++)
-        if ((c->out[p].active || c->in[p].active) && is_lost(c, p, reason)) return p;
-    return -1;
+        if ((c->out[p].active || c->in[p].active) && is_lost(c, p, reason)) return true;
+    return false;
+}
+
+/* This call has waited for too long. Whoever is inside a call waits as well; the others keep all of them waiting. */
+static void blame_late(const local *c, int64_t waited_ns, char reason[REASON_BYTES])
+{
+    int32_t late = -1;
+    for (int32_t p = 0; p < c->base.ranks; p++) {
+        const slot *s = &c->at->slots[p];
+        if (p == c->base.rank || atomic_load(&s->state) != JOINED || atomic_load(&s->inside)) continue;
+        atomic_fetch_or(&c->at->blamed, 1u << p);
+        late = p;
+    }
+    if (late < 0)
+        snprintf(reason, REASON_BYTES, "rank %d waited for %.1f s in one call", c->base.rank,
+                 kn_clock_seconds(waited_ns));
+    else
+        snprintf(reason, REASON_BYTES, "rank %d of %d (process %d) kept rank %d waiting for %.1f s", late,
+                 c->base.ranks, atomic_load(&c->at->slots[late].process), c->base.rank, kn_clock_seconds(waited_ns));
 }
 
 static void sleep_on_bell(slot *own, unsigned seen)
@@ -398,10 +419,9 @@ static kn_status move_all(local *c, bool host)
         const int64_t now = kn_clock_ns();
         if (now - looked < LOOK_MS * INT64_C(1000000)) continue;
         looked = now;
-        lost = find_lost(c, reason) >= 0;
+        lost = find_lost(c, reason);
         if (lost || c->base.params.call_ns == 0 || now - start <= c->base.params.call_ns) continue;
-        snprintf(reason, sizeof reason, "rank %d waited for %.1f s in one call", c->base.rank,
-                 kn_clock_seconds(now - start));
+        blame_late(c, now - start, reason);
         lost = true;
     }
 fail:
@@ -417,7 +437,11 @@ static kn_status local_exchange(kn_comm *base, const kn_comm_block *send, int32_
         cursor_begin(&c->out[p], send, sends, p, barrier >> p & 1);
         cursor_begin(&c->in[p], receive, receives, p, barrier >> p & 1);
     }
-    return move_all(c, host);
+    slot *own = &c->at->slots[base->rank];
+    atomic_store(&own->inside, 1);
+    const kn_status st = move_all(c, host);
+    atomic_store(&own->inside, 0);
+    return st;
 }
 
 /* ---- forming, joining, leaving ---- */
@@ -508,6 +532,19 @@ kn_status kn_comm_local_give_up(int fd, const char *reason)
     if (st != KN_OK) return st;
     give_up(at, reason);
     munmap(at, bytes);
+    return KN_OK;
+}
+
+kn_status kn_comm_local_look(int fd, bool *was_given_up, uint32_t *blamed, char *reason, size_t bytes)
+{
+    segment *at;
+    size_t size;
+    kn_status st = map_segment(&at, &size, fd);
+    if (st != KN_OK) return st;
+    *was_given_up = atomic_load(&at->state) == GIVEN_UP;
+    *blamed = atomic_load(&at->blamed);
+    if (reason) snprintf(reason, bytes, "%.*s", REASON_BYTES - 1, *was_given_up ? at->reason : "");
+    munmap(at, size);
     return KN_OK;
 }
 

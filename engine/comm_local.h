@@ -29,4 +29,9 @@ kn_status kn_comm_local_join(kn_comm **out, const kn_comm_local_params *params);
 /* From outside the group (its supervisor): gives it up. */
 kn_status kn_comm_local_give_up(int fd, const char *reason);
 
+/* From outside: has the group been given up, why, and which ranks (a bit set) were to blame: those that were silent, or
+ * computed on while another waited for longer than it may. Dead ranks are not among them; whoever started them knows.
+ * `reason` may be NULL. */
+kn_status kn_comm_local_look(int fd, bool *given_up, uint32_t *blamed, char *reason, size_t bytes);
+
 #endif

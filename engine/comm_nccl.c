@@ -70,6 +70,7 @@ typedef struct comm_nccl {
     pthread_mutex_t lock; /* around calls of NCCL, and `comm` */
     bool watching_started;
     atomic_bool watching, lost;
+    _Atomic int64_t limit_ns, since_ns; /* kn_comm_params.call_ns; when the host began to wait for the device, 0: not */
     char reason[REASON_BYTES];
 } comm_nccl;
 
@@ -155,6 +156,13 @@ static kn_status settle(comm_nccl *c, int result, const char *call)
     return lost(c);
 }
 
+/* The device has waited for others for too long, or computed for so long itself: no way to tell from here. */
+static bool waits_too_long(const comm_nccl *c)
+{
+    const int64_t limit = atomic_load(&c->limit_ns), since = atomic_load(&c->since_ns);
+    return limit > 0 && since > 0 && kn_clock_ns() - since > limit;
+}
+
 static void *watch(void *context)
 {
     comm_nccl *c = context;
@@ -166,6 +174,10 @@ static void *watch(void *context)
         pthread_mutex_lock(&c->lock);
         if (c->comm && st == KN_OK) c->api.CommGetAsyncError(c->comm, &error);
         if (st != KN_OK) abort_locked(c, kn_fail_message());
+        if (waits_too_long(c)) {
+            abort_locked(c, "a transfer has not ended in time");
+            kn_comm_abort(c->control, c->reason);
+        }
         if (error != NCCL_SUCCESS && error != NCCL_IN_PROGRESS) {
             abort_locked(c, c->api.GetErrorString(error));
             kn_comm_abort(c->control, c->reason);
@@ -283,9 +295,18 @@ static kn_status nccl_exchange(kn_comm *base, const kn_comm_block *send, int32_t
 static kn_status nccl_confirm(kn_comm *base)
 {
     comm_nccl *c = (comm_nccl *)base;
+    atomic_store(&c->since_ns, kn_clock_ns());
     kn_status st = kn_stream_synchronize(base->stream);
+    atomic_store(&c->since_ns, 0);
     if (st == KN_OK) st = kn_comm_confirm(c->control);
     return st == KN_OK && atomic_load(&c->lost) ? lost(c) : st;
+}
+
+static void nccl_limit(kn_comm *base, int64_t call_ns)
+{
+    comm_nccl *c = (comm_nccl *)base;
+    atomic_store(&c->limit_ns, call_ns);
+    kn_comm_set_limit(c->control, call_ns);
 }
 
 static void nccl_abort(kn_comm *base, const char *reason)
@@ -317,6 +338,7 @@ static const kn_comm_backend nccl_backend = {.start = nccl_start,
                                              .finish = nccl_finish,
                                              .exchange = nccl_exchange,
                                              .confirm = nccl_confirm,
+                                             .limit = nccl_limit,
                                              .abort = nccl_abort,
                                              .destroy = nccl_destroy};
 
@@ -334,6 +356,7 @@ static kn_status prepare(comm_nccl **out, kn_comm *control)
     c->base.ranks = control->ranks;
     c->base.epoch = control->epoch;
     c->base.params = control->params;
+    atomic_store(&c->limit_ns, control->params.call_ns);
     kn_device *device = kn_stream_device(control->stream);
     KN_TRY(kn_stream_create(&c->stream, device));
     KN_TRY(kn_event_create(&c->ready, device));

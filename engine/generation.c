@@ -27,6 +27,7 @@ struct kn_generation {
     int32_t decoded;   /* latent frames decoded */
     int64_t delivered; /* video frames the sink has been given */
     bool finished;
+    bool lent; /* this slice is one with helpers */
 
     void *memory;
     /* All [C, T, H, W] f32 in device memory. */
@@ -151,6 +152,12 @@ fail:
     return st;
 }
 
+kn_status kn_generation_blank(kn_generation **out, kn_model *model, const kn_request *request)
+{
+    const kn_frame_sink none = {0}; /* frames come to the first member */
+    return create(out, model, request, &none, NULL);
+}
+
 static void free_decoder(kn_generation *g)
 {
     kn_vae_decoder_destroy(&g->decoder);
@@ -173,6 +180,11 @@ void kn_generation_destroy(kn_generation **handle)
 const kn_request *kn_generation_request(const kn_generation *g)
 {
     return &g->request;
+}
+
+kn_model *kn_generation_model(const kn_generation *g)
+{
+    return g->model;
 }
 
 const kn_schedule *kn_generation_schedule(const kn_generation *g)
@@ -410,21 +422,61 @@ fail:
     return st;
 }
 
+static kn_status prepare_host_planes(kn_generation *g)
+{
+    kn_device_info info;
+    kn_device_describe(g->device, &info);
+    if (info.host_memory || g->host_planes) return KN_OK;
+    g->host_planes = kn_alloc((size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float));
+    return g->host_planes ? KN_OK : KN_NOMEM;
+}
+
+static kn_status make_decoder(kn_generation *g, const kn_group *group)
+{
+    return kn_vae_decoder_create(&g->decoder, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w,
+                                 group);
+}
+
 static kn_status open_decoder(kn_generation *g)
 {
     kn_status st = KN_OK;
-    kn_device_info info;
     kn_model_workspace_release(g->model);
     KN_TRY(check_latents(g));
     KN_TRY(kn_model_prepare(g->model, KN_VAE));
-    KN_TRY(kn_vae_decoder_create(&g->decoder, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w,
-                                 kn_model_group(g->model)));
-    kn_device_describe(g->device, &info);
-    if (!info.host_memory) {
-        g->host_planes = kn_alloc((size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float));
-        if (!g->host_planes) st = KN_NOMEM;
-    }
+    KN_TRY(make_decoder(g, kn_model_group(g->model)));
+    KN_TRY(prepare_host_planes(g));
 fail:
+    return st;
+}
+
+/* A frame in shares. The decoder of the whole picture, the first member's, is made when there is something to bring
+ * back; shares' decoders live as long as this. */
+static kn_status decode_with_helpers(kn_generation *g)
+{
+    kn_status st = KN_OK;
+    kn_vae_decoder *share = NULL;
+    const kn_group *group = kn_model_group(g->model);
+    const int64_t plane = (int64_t)g->shape.h * g->shape.w;
+    const bool first = g->decoded == 0, last = g->decoded + 1 == g->shape.t;
+    bool returning = false;
+    if (first && group->index == 0) KN_TRY(check_latents(g));
+    kn_model_workspace_release(g->model);
+    KN_TRY(kn_model_prepare(g->model, KN_VAE));
+    KN_TRY(kn_vae_decoder_create(&share, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w,
+                                 group));
+    KN_TRY(prepare_host_planes(g));
+    if (!first) KN_TRY(kn_vae_decoder_hand_out(share, g->decoder));
+    KN_TRY(kn_vae_decode(share, g->latents + g->decoded * plane, g->shape.t * plane, true, deliver, g));
+    if (!last) {
+        if (!g->decoder && group->index == 0) KN_TRY(make_decoder(g, NULL));
+        returning = true;
+        KN_TRY(kn_vae_decoder_bring_back(share, g->decoder));
+    }
+    KN_TRY(kn_comm_confirm(group->comm)); /* before it counts */
+    if (++g->decoded == g->shape.t) free_decoder(g);
+fail:
+    kn_vae_decoder_destroy(&share);
+    if (st != KN_OK && returning) kn_generation_rewind(g);
     return st;
 }
 
@@ -432,6 +484,7 @@ static kn_status step_decode(kn_generation *g)
 {
     kn_status st = KN_OK;
     const int64_t plane = (int64_t)g->shape.h * g->shape.w;
+    if (g->lent) return decode_with_helpers(g);
     if (!g->decoder) KN_TRY(open_decoder(g));
     KN_TRY(kn_vae_decode(g->decoder, g->latents + g->decoded * plane, g->shape.t * plane, true, deliver, g));
     if (++g->decoded == g->shape.t) free_decoder(g);
@@ -588,7 +641,7 @@ void kn_generation_rewind(kn_generation *g)
 
 /* Where a generation is, as one rank tells the others. */
 typedef struct position {
-    int32_t step, text_done, context_rows[BRANCHES];
+    int32_t step, text_done, decoded, context_rows[BRANCHES];
     float tail_log_weight[BRANCHES];
 } position;
 
@@ -605,21 +658,22 @@ fail:
     return st;
 }
 
-kn_status kn_generation_share(kn_generation *g, const kn_group *group, int32_t root)
+/* Position and the first `count` state tensors of the member `root`, to all; *at_out is the position. */
+static kn_status share_state(kn_generation *g, const kn_group *group, int32_t root, int count, position *at_out)
 {
     kn_status st = KN_OK;
-    position at = {.step = g->step, .text_done = g->text_done};
+    position at = {.step = g->step, .text_done = g->text_done, .decoded = g->decoded};
     const float *tensors[4];
     for (int b = 0; b < g->branches; b++) {
         at.context_rows[b] = g->context[b].rows;
         at.tail_log_weight[b] = g->context[b].tail_log_weight;
     }
     KN_TRY(kn_group_message(group, root, &at, sizeof at));
-    KN_REQUIRE(at.step >= 0 && at.step <= g->schedule.steps);
-    kn_generation_rewind(g);
+    KN_REQUIRE(at.step >= 0 && at.step <= g->schedule.steps && at.decoded >= 0 && at.decoded <= g->shape.t);
+    *at_out = at;
     g->step = at.step;
     state_tensors(g, tensors);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < count; i++)
         if (tensors[i])
             KN_TRY(kn_group_broadcast(group, root, (void *)(uintptr_t)tensors[i], (size_t)g->elements * sizeof(float)));
     if (at.text_done && at.step < g->schedule.steps) { /* decoding needs no text */
@@ -630,6 +684,32 @@ kn_status kn_generation_share(kn_generation *g, const kn_group *group, int32_t r
     KN_TRY(kn_stream_synchronize(kn_model_stream(g->model)));
 fail:
     return st;
+}
+
+kn_status kn_generation_share(kn_generation *g, const kn_group *group, int32_t root)
+{
+    position at;
+    const kn_status st = share_state(g, group, root, 4, &at);
+    if (st == KN_OK) kn_generation_rewind(g);
+    return st;
+}
+
+kn_status kn_generation_lend(kn_generation *g)
+{
+    position at;
+    const kn_group *group = kn_model_group(g->model);
+    KN_REQUIRE(group->size > 1);
+    /* The latents alone: a helper's solver step works on anything, and is dropped with the helper's generation. */
+    const kn_status st = share_state(g, group, 0, 1, &at);
+    if (st != KN_OK) return st;
+    g->decoded = at.decoded;
+    g->lent = true;
+    return KN_OK;
+}
+
+void kn_generation_keep(kn_generation *g)
+{
+    g->lent = false;
 }
 
 /* ---- preview and plan ---- */

@@ -64,6 +64,7 @@ kn_status kn_generation_create(kn_generation **out, kn_model *model, const kn_re
 void kn_generation_destroy(kn_generation **generation);
 
 const kn_request *kn_generation_request(const kn_generation *generation);
+kn_model *kn_generation_model(const kn_generation *generation);
 const kn_schedule *kn_generation_schedule(const kn_generation *generation);
 
 /* The slice kn_generation_step would run. */
@@ -89,6 +90,20 @@ kn_status kn_generation_resume(kn_generation **out, kn_model *model, const char 
  * ranks before need again. Called by all of them. Decoding begins again at the first frame, and what the sink was given
  * already is not given twice. */
 kn_status kn_generation_share(kn_generation *generation, const kn_group *group, int32_t root);
+
+/* One slice with helpers, ranks that know nothing of the generation before and after. Called by every rank of the
+ * model's group, between kn_model_set_group and kn_generation_step: the group's first member has the generation, the
+ * others a blank one of the same request (kn_generation_blank), good for this slice and then to be destroyed. Until
+ * kn_generation_keep the first member's is on loan: what a decode slice remembers is handed out to the shares before
+ * and brought back after, so that the next slice may have another group, or none.
+ *
+ * A slice that fails with KN_UNAVAILABLE leaves the first member's generation at the slice it was at, or, where the
+ * group was lost while a decoder's memory came back, at the first decode slice (kn_generation_rewind). */
+kn_status kn_generation_lend(kn_generation *generation);
+void kn_generation_keep(kn_generation *generation);
+
+/* As kn_generation_create, without the noise and for no sink: a helper's, which kn_generation_lend fills. */
+kn_status kn_generation_blank(kn_generation **out, kn_model *model, const kn_request *request);
 
 /* Decoding begins again at the first frame, under the model's present group; the sink misses and repeats nothing. To
  * be called on every rank when the group changes after the first decode slice. */

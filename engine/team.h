@@ -15,6 +15,18 @@ kn_status kn_team_step(kn_generation *generation, kn_model *model);
 /* Leader: the others forget the generation, and with `leave` return from kn_team_follow. */
 kn_status kn_team_end(kn_model *model, bool leave);
 
+/* ---- one slice with helpers that hold nothing between two (kn_generation_lend) ---- */
+
+/* Leader, the first member of the model's group: the next slice of a pack, as kn_generation_step, of a kind other than
+ * text and mux, of which nothing is divided. With `last` the helpers are done, else another pack follows. After
+ * KN_UNAVAILABLE the group is given up and the generations are as kn_generation_lend says. */
+kn_status kn_team_lead(kn_generation *const *generations, int32_t count, kn_model *model, bool last);
+
+/* Helper: takes part in what its leader does, until the last of it is done. A failure gives the group up. */
+kn_status kn_team_assist(kn_model *model);
+
+/* ---- one generation, followed to its end ---- */
+
 /* Follower: does what the leader says until it is told to leave, or something fails; then the group is given up. */
 kn_status kn_team_follow(kn_model *model);
 

@@ -3,6 +3,8 @@
  * Decoding, depth first: a frame travels through a stage to the next as soon as it
  * exists, so that at full resolution one frame is in flight at a time. A temporal
  * upsampler lets its first frame through and turns every later one into two. */
+#include <string.h>
+
 #include "base/mem.h"
 #include "engine/vae_internal.h"
 
@@ -167,6 +169,141 @@ kn_status kn_vae_decode(kn_vae_decoder *d, const float *latent, int64_t plane_st
 fail:
     return st;
 }
+
+/* ---- between shares and a whole ---- */
+
+/* One frame of a history, whatever its height in a decoder of other rows. */
+typedef struct kept_frame {
+    int32_t there, scale; /* scale: rows of the frame for each row of the latent */
+    int32_t width, channels, dtype;
+} kept_frame;
+
+/* What must be known of a decoder before its memory can be moved. */
+typedef struct kept {
+    int64_t frames, seen[KN_VAE_STAGES_MAX];
+    kept_frame history[KN_VAE_HISTORIES_MAX][2];
+} kept;
+
+static void describe_kept(kept *out, const kn_vae_decoder *whole)
+{
+    *out = (kept){.frames = whole->frames};
+    memcpy(out->seen, whole->run.seen, sizeof out->seen);
+    for (int32_t i = 0; i < whole->vae->decoder.histories; i++)
+        for (int j = 0; j < 2; j++) {
+            const kn_frame *f = &whole->run.history[i][j];
+            if (f->data) out->history[i][j] = (kept_frame){1, f->height / whole->h, f->width, f->channels, f->dtype};
+        }
+}
+
+/* `d` has these frames from now on, with anything in them. Those it has keep their memory. */
+static kn_status make_room(kn_vae_decoder *d, const kept *k)
+{
+    kn_status st = KN_OK;
+    d->frames = k->frames;
+    memcpy(d->run.seen, k->seen, sizeof k->seen);
+    for (int32_t i = 0; i < d->vae->decoder.histories; i++)
+        for (int j = 0; j < 2; j++) {
+            const kept_frame *f = &k->history[i][j];
+            kn_frame *own = &d->run.history[i][j];
+            if (f->there && !own->data)
+                KN_TRY(kn_vae_take(&d->run, own, d->h * f->scale, f->width, f->channels, (kn_dtype)f->dtype));
+        }
+fail:
+    return st;
+}
+
+/* Rows of a history frame that belong to `rows` of the latent, with `border` rows around them; the frame starts at the
+ * latent's row `first`. */
+static kn_comm_block frame_rows(const kn_frame *f, int64_t scale, kn_share rows, int64_t first, int32_t border,
+                                int32_t peer)
+{
+    const size_t pixel = (size_t)f->channels * kn_dtype_bytes(f->dtype), row = (size_t)f->row_stride * pixel;
+    char *top = (char *)f->data - (size_t)f->border * pixel; /* row 0, from its left border on */
+    return (kn_comm_block){.data = top + ((rows.first - first) * scale - border) * (int64_t)row,
+                           .rows = rows.count * scale + 2 * border,
+                           .row_bytes = row,
+                           .stride = row,
+                           .peer = peer};
+}
+
+/* The same of the sums of taps, which are planes of pixels. */
+static kn_comm_block tap_rows(const kn_vae_decoder *d, kn_share rows, int64_t first, int32_t peer)
+{
+    const size_t factor = (size_t)kn_vae_spatial_factor(&d->vae->config);
+    const size_t line = factor * (size_t)d->w * factor * sizeof(float); /* of one latent row */
+    return (kn_comm_block){.data = (char *)d->taps + (size_t)(rows.first - first) * line,
+                           .rows = KN_VAE_TAPS * KN_VAE_TAPS * KN_VAE_PIXEL_CHANNELS,
+                           .row_bytes = (size_t)rows.count * line,
+                           .stride = (size_t)d->h * line,
+                           .peer = peer};
+}
+
+/* Moves one thing between the whole and every share: `of_whole` [members] and this rank's own. */
+static kn_status move_shares(const kn_group *g, bool out, const kn_comm_block *of_whole, kn_comm_block own)
+{
+    const int32_t wholes = of_whole ? g->size : 0;
+    const kn_comm_kind kind = out ? KN_COMM_BROADCAST : KN_COMM_GATHER;
+    own.peer = g->member[0];
+    kn_status st = out ? kn_comm_start(g->comm, kind, of_whole, wholes, &own, 1)
+                       : kn_comm_start(g->comm, kind, &own, 1, of_whole, wholes);
+    return st == KN_OK ? kn_comm_finish(g->comm) : st;
+}
+
+static kn_status move_kept(const kn_vae_decoder *share, const kn_vae_decoder *whole, bool out, const kept *k)
+{
+    kn_status st = KN_OK;
+    kn_comm_block parts[KN_COMM_RANKS_MAX];
+    const kn_group *g = &share->run.group;
+    for (int32_t i = 0; i < share->vae->decoder.histories; i++)
+        for (int j = 0; j < 2; j++) {
+            const kept_frame *f = &k->history[i][j];
+            if (!f->there) continue;
+            for (int32_t m = 0; whole && m < g->size; m++)
+                parts[m] = frame_rows(&whole->run.history[i][j], f->scale, kn_share_of(share->whole_h, g->size, m), 0,
+                                      out, g->member[m]);
+            KN_TRY(move_shares(
+                g, out, whole ? parts : NULL,
+                frame_rows(&share->run.history[i][j], f->scale, share->run.rows, share->run.rows.first, out, 0)));
+        }
+    for (int32_t m = 0; whole && m < g->size; m++)
+        parts[m] = tap_rows(whole, kn_share_of(share->whole_h, g->size, m), 0, g->member[m]);
+    KN_TRY(move_shares(g, out, whole ? parts : NULL, tap_rows(share, share->run.rows, share->run.rows.first, 0)));
+fail:
+    return st;
+}
+
+kn_status kn_vae_decoder_hand_out(kn_vae_decoder *share, const kn_vae_decoder *whole)
+{
+    kn_status st = KN_OK;
+    kept *k = NULL;
+    if (share->h == 0) return KN_OK;
+    k = kn_alloc(sizeof *k);
+    if (!k) return KN_NOMEM;
+    if (whole) describe_kept(k, whole);
+    KN_TRY(kn_group_message(&share->run.group, 0, k, sizeof *k));
+    KN_TRY(make_room(share, k));
+    if (k->frames > 0) KN_TRY(move_kept(share, whole, true, k));
+fail:
+    kn_free(k);
+    return st;
+}
+
+kn_status kn_vae_decoder_bring_back(const kn_vae_decoder *share, kn_vae_decoder *whole)
+{
+    kn_status st = KN_OK;
+    kept *k = NULL;
+    if (share->h == 0) return KN_OK;
+    k = kn_alloc(sizeof *k);
+    if (!k) return KN_NOMEM;
+    describe_kept(k, share); /* the same on every rank, but for the rows */
+    if (whole) KN_TRY(make_room(whole, k));
+    KN_TRY(move_kept(share, whole, false, k));
+fail:
+    kn_free(k);
+    return st;
+}
+
+/* ---- life ---- */
 
 static kn_status begin(kn_vae_decoder *d, kn_vae *vae, kn_stream *stream, int32_t whole_h, int32_t w,
                        const kn_group *group)

@@ -61,6 +61,13 @@ kn_status kn_vae_decoder_bytes(size_t *out, kn_vae *vae, kn_stream *stream, int3
 kn_status kn_vae_decode(kn_vae_decoder *decoder, const float *latent, int64_t plane_stride, bool normalized,
                         kn_vae_frame_fn *frame, void *context);
 
+/* What decoding remembers of the frames so far, between a decoder of whole pictures, which the group's first member has
+ * (NULL on the others), and the shares' decoders of all members: handed out to shares that have decoded nothing yet,
+ * and brought back. So a group can decode one frame of a clip and keep nothing. Bytes sent: all of the histories but
+ * the first member's own share, and for the way out two border rows of each frame more. */
+kn_status kn_vae_decoder_hand_out(kn_vae_decoder *share, const kn_vae_decoder *whole);
+kn_status kn_vae_decoder_bring_back(const kn_vae_decoder *share, kn_vae_decoder *whole);
+
 /* Video frames a clip of `latent_frames` has. */
 int64_t kn_vae_frames(const kn_wan_vae_config *config, int64_t latent_frames);
 int32_t kn_vae_spatial_factor(const kn_wan_vae_config *config);  /* 8 */

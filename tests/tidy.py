@@ -56,7 +56,6 @@ COVERED = {
     "engine/dit_wan.c": "tests/engine/networks.c",
     "engine/loader.c": "tests/engine/networks.c",
     "engine/pack.c": "tests/engine/networks.c",
-    "engine/team.c": "tests/cli/ranks.c",
     "engine/text_umt5.c": "tests/engine/networks.c",
     "engine/vae_*.c": "tests/engine/networks.c",
     "server/admin.c": "tests/clients/main.py",
