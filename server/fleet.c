@@ -142,6 +142,7 @@ void kn_fleet_destroy(kn_fleet **fleet)
         if (d->exit_event) event_free(d->exit_event);
         if (d->restart_event) event_free(d->restart_event);
     }
+    kn_fleet_drop_all_groups(f);
     const int64_t until = kn_clock_ns() + f->params.grace_ns;
     for (int32_t i = 0; i < f->device_count; i++) {
         kn_fleet_device *d = &f->devices[i];
@@ -160,7 +161,7 @@ void kn_fleet_destroy(kn_fleet **fleet)
 
 /* ---- calls ---- */
 
-static kn_status find_up(kn_fleet *f, int32_t index, kn_fleet_device **out)
+kn_status kn_fleet_find_up(kn_fleet *f, int32_t index, kn_fleet_device **out)
 {
     KN_REQUIRE(index >= 0 && index < f->device_count);
     kn_fleet_device *d = *out = &f->devices[index];
@@ -173,7 +174,7 @@ static kn_status find_up(kn_fleet *f, int32_t index, kn_fleet_device **out)
 static kn_status post_model(kn_fleet *f, int32_t index, kn_wire_kind kind, const char *model)
 {
     kn_fleet_device *d = NULL;
-    kn_status st = find_up(f, index, &d);
+    kn_status st = kn_fleet_find_up(f, index, &d);
     if (st != KN_OK) return st;
     if (!kn_model_name_valid(model)) return kn_fail(KN_INVALID, "model: not a name of a model folder");
     kn_fleet_command c = {.kind = kind, .limit_ns = kn_fleet_limit(kind, 0)};
@@ -190,7 +191,7 @@ kn_status kn_fleet_load(kn_fleet *fleet, int32_t index, const char *model)
 kn_status kn_fleet_unload(kn_fleet *fleet, int32_t index, const char *model)
 {
     kn_fleet_device *d = NULL;
-    const kn_status st = find_up(fleet, index, &d);
+    const kn_status st = kn_fleet_find_up(fleet, index, &d);
     if (st != KN_OK) return st;
     for (int32_t i = 0; i < d->job_count; i++)
         if (strcmp(d->jobs[i].model, model) == 0 && !d->jobs[i].leaving)
@@ -201,7 +202,7 @@ kn_status kn_fleet_unload(kn_fleet *fleet, int32_t index, const char *model)
 kn_status kn_fleet_start(kn_fleet *fleet, int32_t index, const kn_runner_job *job)
 {
     kn_fleet_device *d = NULL;
-    kn_status st = find_up(fleet, index, &d);
+    kn_status st = kn_fleet_find_up(fleet, index, &d);
     if (st != KN_OK) return st;
     if (!kn_lease_valid(&job->lease) || !kn_model_name_valid(job->model) || job->crf < 0 ||
         job->crf > KN_RUNNER_CRF_MAX)
@@ -220,7 +221,7 @@ fail:
     return st;
 }
 
-static kn_status check_run(kn_fleet_device *d, const kn_lease *leases, int32_t count)
+kn_status kn_fleet_check_run(kn_fleet_device *d, const kn_lease *leases, int32_t count)
 {
     if (d->health.assignment != 0) return kn_fail(KN_INVALID, "device %s: a slice is under way", d->name);
     if (count < 1 || count > KN_RUNNER_PACK_MAX)
@@ -241,25 +242,33 @@ kn_status kn_fleet_run(kn_fleet *fleet, int32_t index, uint64_t assignment, kn_s
                        int32_t count, int64_t budget_ns)
 {
     kn_fleet_device *d = NULL;
-    kn_status st = find_up(fleet, index, &d);
+    kn_status st = kn_fleet_find_up(fleet, index, &d);
     if (st != KN_OK) return st;
     KN_REQUIRE(assignment != 0 && kind < KN_SLICE_DONE && budget_ns >= 0);
-    KN_TRY(check_run(d, leases, count));
-    kn_wire_run *run = &kn_fleet_compose(fleet, KN_WIRE_RUN)->run;
-    *run = (kn_wire_run){.assignment = assignment, .kind = kind, .count = count};
-    memcpy(run->leases, leases, (size_t)count * sizeof *leases);
-    KN_TRY(
-        kn_fleet_post(d, &(kn_fleet_command){.kind = KN_WIRE_RUN, .limit_ns = kn_fleet_limit(KN_WIRE_RUN, budget_ns)}));
-    d->run = *run;
-    d->health.assignment = assignment;
+    KN_TRY(kn_fleet_check_run(d, leases, count));
+    kn_wire_run run = {.assignment = assignment, .kind = kind, .count = count};
+    memcpy(run.leases, leases, (size_t)count * sizeof *leases);
+    KN_TRY(kn_fleet_post_run(d, &run, budget_ns));
 fail:
     return st;
+}
+
+kn_status kn_fleet_post_run(kn_fleet_device *d, const kn_wire_run *run, int64_t budget_ns)
+{
+    kn_fleet_compose(d->fleet, KN_WIRE_RUN)->run = *run;
+    const kn_status st =
+        kn_fleet_post(d, &(kn_fleet_command){.kind = KN_WIRE_RUN, .limit_ns = kn_fleet_limit(KN_WIRE_RUN, budget_ns)});
+    if (st != KN_OK) return st;
+    d->run = *run;
+    d->degree = 1;
+    d->health.assignment = run->assignment;
+    return KN_OK;
 }
 
 kn_status kn_fleet_release(kn_fleet *fleet, int32_t index, const kn_lease *lease, kn_release_mode mode)
 {
     kn_fleet_device *d = NULL;
-    kn_status st = find_up(fleet, index, &d);
+    kn_status st = kn_fleet_find_up(fleet, index, &d);
     if (st != KN_OK) return st;
     kn_fleet_job *p = kn_fleet_find_job(d, lease);
     if (!p || p->leaving || (unsigned)mode >= KN_RELEASE_MODES)
@@ -276,7 +285,7 @@ fail:
 kn_status kn_fleet_preview(kn_fleet *fleet, int32_t index, const kn_lease *lease)
 {
     kn_fleet_device *d = NULL;
-    const kn_status st = find_up(fleet, index, &d);
+    const kn_status st = kn_fleet_find_up(fleet, index, &d);
     if (st != KN_OK) return st;
     const kn_fleet_job *p = kn_fleet_find_job(d, lease);
     if (!p || p->leaving)
@@ -317,4 +326,13 @@ void kn_fleet_health(const kn_fleet *fleet, int32_t index, kn_device_health *out
     out->pid = d->child.process;
     out->beat_age_ns = d->child.process != 0 ? now - d->beat_ns : -1;
     out->restart_in_ns = idle && d->restart_at_ns > now ? d->restart_at_ns - now : 0;
+    for (int32_t i = 0; i < KN_FLEET_GROUPS_TABLE; i++) {
+        const kn_fleet_group *g = &fleet->groups[i];
+        bool in = false;
+        for (int32_t m = 0; g->epoch && m < g->degree; m++) in = in || g->members[m] == index;
+        out->groups += in;
+        if (!in || g->assignment == 0) continue;
+        out->degree = g->degree;
+        memcpy(out->members, g->members, sizeof out->members);
+    }
 }

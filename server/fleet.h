@@ -31,6 +31,8 @@
 enum {
     KN_FLEET_DEVICES_MAX = 64,
     KN_FLEET_COMMANDS_MAX = 256, /* unanswered, per device */
+    KN_FLEET_GROUPS_MAX = 8,     /* kept ready, per device; the one used least recently makes room */
+    KN_FLEET_GROUP_MS = 9500,    /* longest wait of one member for another */
     KN_FLEET_SILENCE_MS = 5000,
     KN_FLEET_SLICE_MS_MIN = 10 * 1000,
     KN_FLEET_SLICE_BUDGETS = 10,     /* a slice may take this many times its budget */
@@ -95,6 +97,9 @@ typedef struct kn_slice_done {
     double seconds;             /* of the worker, whole slice */
     const kn_outcome *outcomes; /* [count] the jobs that go on or are complete, in the order they were given */
     int32_t count;              /* 0 when every job failed */
+    int32_t degree;             /* devices that shared it; 1: the device alone, whatever was asked for */
+    bool lost; /* its group was: the jobs are still here, where outcomes say, some or all where they were before */
+    const char *why; /* lost: one line */
 } kn_slice_done;
 
 typedef struct kn_preview {
@@ -168,6 +173,15 @@ kn_status kn_fleet_start(kn_fleet *fleet, int32_t device, const kn_runner_job *j
 kn_status kn_fleet_run(kn_fleet *fleet, int32_t device, uint64_t assignment, kn_slice_kind kind, const kn_lease *leases,
                        int32_t count, int64_t budget_ns);
 
+/* The same, shared by members[0 .. degree - 1], different devices, the first of which leads and is the one that the
+ * jobs are on and that answers; the others hold nothing of them before and after. Denoise and decode slices only are
+ * shared. Where a helper is not up, or its group cannot be formed, the leader runs alone (slice_done.degree).
+ *
+ * A member that dies, stays silent, keeps the others waiting for longer than the larger of KN_FLEET_GROUP_MS and the
+ * budget, or runs out of memory, costs the slice: slice_done.lost. Who was to blame for a wait is killed. */
+kn_status kn_fleet_run_shared(kn_fleet *fleet, const int32_t *members, int32_t degree, uint64_t assignment,
+                              kn_slice_kind kind, const kn_lease *leases, int32_t count, int64_t budget_ns);
+
 /* Lets a job go once what was asked before is done, also one that is in the slice under way or has not answered to its
  * start. Answered by job_released, unless the job fails before. */
 kn_status kn_fleet_release(kn_fleet *fleet, int32_t device, const kn_lease *lease, kn_release_mode mode);
@@ -191,6 +205,15 @@ typedef struct kn_device_health {
     /* Since kn_fleet_create. */
     uint64_t spawns, deaths, hangs, protocol_errors, slices, slice_jobs;
     double busy_seconds; /* in slices, as the worker measured them */
+    /* The shared slice under way. */
+    int32_t degree;                     /* 0: none */
+    int32_t members[KN_COMM_RANKS_MAX]; /* [degree], the leader first */
+    int32_t groups;                     /* kept ready */
+    /* Since kn_fleet_create. */
+    uint64_t assists;       /* parts of slices that others led, the failed ones not counted */
+    double assist_seconds;  /* in them */
+    uint64_t shared_slices; /* led */
+    uint64_t lost_slices;   /* led, and lost with their group */
 } kn_device_health;
 
 int32_t kn_fleet_device_count(const kn_fleet *fleet);

@@ -45,6 +45,7 @@ void kn_fleet_condemn(kn_fleet_device *d, kn_down_reason reason, int32_t code, c
     d->farewell_ns = kn_clock_ns();
     if (d->child.process != 0) pidfd_send_signal(d->child.pidfd, SIGKILL, NULL, 0);
     kn_link_destroy(&d->link);
+    kn_fleet_lose_groups(d, d->message);
 }
 
 static bool is_running(const kn_fleet_device *d, const kn_lease *lease)
@@ -93,6 +94,7 @@ static void bury(kn_fleet_device *d)
     for (int32_t i = 0; i < d->job_count; i++)
         jobs[i] = (kn_down_job){.lease = d->jobs[i].lease, .running = is_running(d, &d->jobs[i].lease)};
     snprintf(message, sizeof message, "%s", d->message);
+    kn_fleet_lose_groups(d, message);
     kn_device_down down = {.reason = d->reason,
                            .code = d->code,
                            .message = message,
@@ -188,12 +190,17 @@ static void update_state(kn_fleet_device *d)
 
 kn_status kn_fleet_post(kn_fleet_device *d, const kn_fleet_command *c)
 {
+    return kn_fleet_post_with(d, c, -1);
+}
+
+kn_status kn_fleet_post_with(kn_fleet_device *d, const kn_fleet_command *c, int fd)
+{
     void *bytes = NULL;
     size_t count = 0;
     if (d->waiting == KN_FLEET_COMMANDS_MAX)
         return kn_fail(KN_AGAIN, "device %s: %d commands are unanswered", d->name, d->waiting);
     kn_status st = kn_wire_encode(&d->fleet->sent, &bytes, &count);
-    if (st == KN_OK) st = kn_link_send(d->link, bytes, count);
+    if (st == KN_OK) st = fd >= 0 ? kn_link_send_with(d->link, bytes, count, fd) : kn_link_send(d->link, bytes, count);
     kn_free(bytes);
     if (st != KN_OK) return st;
     if (d->waiting == 0) d->head_ns = kn_clock_ns();
@@ -335,9 +342,12 @@ static void answer_ran(kn_fleet_device *d, kn_wire_ran *ran)
 {
     const kn_fleet_events *e = &d->fleet->params.events;
     int32_t alive = 0;
+    const int32_t degree = d->degree;
     d->health.assignment = 0;
     d->health.slices++;
     d->health.slice_jobs += (uint64_t)ran->count;
+    d->health.shared_slices += degree > 1;
+    d->health.lost_slices += ran->lost;
     d->health.busy_seconds += ran->seconds;
     for (int32_t i = 0; i < ran->count; i++) {
         const kn_outcome *o = &ran->outcomes[i];
@@ -348,11 +358,15 @@ static void answer_ran(kn_fleet_device *d, kn_wire_ran *ran)
             ran->outcomes[alive - 1] = *o;
         }
     }
+    if (degree > 1) kn_fleet_group_ran(d, d->run.group, ran->lost || alive < ran->count, ran->message);
     const kn_slice_done done = {.assignment = ran->assignment,
                                 .kind = ran->kind,
                                 .seconds = ran->seconds,
                                 .outcomes = ran->outcomes,
-                                .count = alive};
+                                .count = alive,
+                                .degree = degree,
+                                .lost = ran->lost,
+                                .why = ran->message};
     e->slice_done(e->context, d->index, &done);
 }
 
@@ -372,6 +386,7 @@ static bool fits_run(const kn_fleet_device *d, const kn_wire_ran *ran)
 {
     const kn_wire_run *run = &d->run;
     if (ran->assignment != d->health.assignment || ran->kind != run->kind || ran->count != run->count) return false;
+    if (ran->lost && run->group == 0) return false;
     for (int32_t i = 0; i < ran->count; i++) {
         const kn_outcome *o = &ran->outcomes[i];
         if (!kn_lease_equal(&o->lease, &run->leases[i])) return false;
@@ -392,6 +407,9 @@ static bool fits(const kn_fleet_device *d, const kn_fleet_command *c, const kn_w
     case KN_WIRE_RAN: return c->kind == KN_WIRE_RUN && fits_run(d, &m->ran);
     case KN_WIRE_RELEASED: return c->kind == KN_WIRE_RELEASE && kn_lease_equal(&c->lease, &m->outcome.lease);
     case KN_WIRE_PREVIEWED: return c->kind == KN_WIRE_PREVIEW && kn_lease_equal(&c->lease, &m->previewed.lease);
+    case KN_WIRE_JOINED: return c->kind == KN_WIRE_JOIN && c->epoch == m->group.group.epoch;
+    case KN_WIRE_LEFT: return c->kind == KN_WIRE_LEAVE && c->epoch == m->group.group.epoch;
+    case KN_WIRE_ASSISTED: return c->kind == KN_WIRE_ASSIST && c->assignment == m->assist.assignment;
     default: return false;
     }
 }
@@ -404,6 +422,7 @@ static void take_answer(kn_fleet_device *d, kn_wire_message *m)
                          kn_wire_kind_name(m->kind), c ? kn_wire_kind_name(c->kind) : "nothing");
         return;
     }
+    const uint64_t epoch = c->epoch;
     d->first = (d->first + 1) % KN_FLEET_COMMANDS_MAX;
     d->waiting--;
     d->head_ns = d->health.progress_ns = kn_clock_ns();
@@ -415,6 +434,9 @@ static void take_answer(kn_fleet_device *d, kn_wire_message *m)
     case KN_WIRE_RAN: answer_ran(d, &m->ran); break;
     case KN_WIRE_RELEASED: answer_released(d, &m->outcome); break;
     case KN_WIRE_PREVIEWED: answer_previewed(d, &m->previewed); break;
+    case KN_WIRE_JOINED: kn_fleet_answer_joined(d, &m->group); break;
+    case KN_WIRE_ASSISTED: kn_fleet_answer_assisted(d, epoch, &m->assist); break;
+    case KN_WIRE_LEFT: break;
     default:
         if (m->model.status != KN_OK) kn_log(KN_LOG_WARNING, "device %s: unload: %s", d->name, m->model.message);
     }

@@ -16,6 +16,7 @@ typedef struct kn_fleet_command {
     int64_t limit_ns;
     char model[KN_MODEL_NAME_BYTES]; /* load, unload */
     kn_lease lease;                  /* start, release, preview */
+    uint64_t assignment, epoch;      /* assist; join, leave, assist: of the group */
 } kn_fleet_command;
 
 typedef struct kn_fleet_job {
@@ -50,9 +51,22 @@ typedef struct kn_fleet_device {
     kn_fleet_job jobs[KN_RUNNER_JOBS_MAX]; /* in the order they were started */
     int32_t job_count;
     kn_wire_run run; /* under way while assignment is not 0 */
+    int32_t degree;  /* of that; 1: alone */
     int64_t restart_at_ns;
     kn_device_health health;
 } kn_fleet_device;
+
+/* Devices that have joined, or are joining. */
+typedef struct kn_fleet_group {
+    uint64_t epoch; /* 0: free entry */
+    int fd;         /* its shared memory */
+    int32_t degree;
+    int32_t members[KN_COMM_RANKS_MAX]; /* by rank */
+    uint64_t assignment;                /* under way; 0: idle */
+    int64_t used_ns;
+} kn_fleet_group;
+
+enum { KN_FLEET_GROUPS_TABLE = KN_FLEET_DEVICES_MAX * KN_FLEET_GROUPS_MAX / 2 };
 
 struct kn_fleet {
     struct event_base *base;
@@ -62,7 +76,9 @@ struct kn_fleet {
     int64_t ticked_ns;
     int32_t device_count;
     kn_fleet_device *devices; /* [device_count] */
-    kn_wire_message sent;     /* large; one at a time */
+    uint64_t epochs;          /* of groups, so far */
+    kn_fleet_group groups[KN_FLEET_GROUPS_TABLE];
+    kn_wire_message sent; /* large; one at a time */
 };
 
 /* ---- fleet_device.c ---- */
@@ -83,6 +99,8 @@ kn_wire_message *kn_fleet_compose(kn_fleet *fleet, kn_wire_kind kind);
 int64_t kn_fleet_limit(kn_wire_kind kind, int64_t budget_ns);
 /* Sends fleet->sent and remembers what its answer will be. */
 kn_status kn_fleet_post(kn_fleet_device *device, const kn_fleet_command *command);
+/* With a descriptor, which stays the caller's. */
+kn_status kn_fleet_post_with(kn_fleet_device *device, const kn_fleet_command *command, int fd);
 
 kn_fleet_job *kn_fleet_find_job(kn_fleet_device *device, const kn_lease *lease);
 
@@ -90,5 +108,26 @@ kn_fleet_job *kn_fleet_find_job(kn_fleet_device *device, const kn_lease *lease);
 void kn_fleet_watch(kn_fleet_device *device, int64_t now_ns);
 /* The server itself did not run for so long. */
 void kn_fleet_move_on(kn_fleet_device *device, int64_t stall_ns);
+
+/* ---- fleet.c ---- */
+
+/* The device, if it takes commands. */
+kn_status kn_fleet_find_up(kn_fleet *fleet, int32_t index, kn_fleet_device **out);
+/* May this slice run there? */
+kn_status kn_fleet_check_run(kn_fleet_device *device, const kn_lease *leases, int32_t count);
+/* Posts a run; run->group says with whom. */
+kn_status kn_fleet_post_run(kn_fleet_device *device, const kn_wire_run *run, int64_t budget_ns);
+
+/* ---- fleet_group.c ---- */
+
+/* A device is gone, or about to go: so are its groups. */
+void kn_fleet_lose_groups(kn_fleet_device *device, const char *why);
+void kn_fleet_drop_all_groups(kn_fleet *fleet);
+/* NULL: there is none, or it was given up. */
+kn_fleet_group *kn_fleet_find_group(kn_fleet *fleet, uint64_t epoch);
+void kn_fleet_answer_joined(kn_fleet_device *device, const kn_wire_group *answer);
+void kn_fleet_answer_assisted(kn_fleet_device *device, uint64_t epoch, const kn_wire_assist *answer);
+/* The leader has answered; `failed`: with a group that is good for nothing any more. */
+void kn_fleet_group_ran(kn_fleet_device *leader, uint64_t epoch, bool failed, const char *why);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE /* MSG_CMSG_CLOEXEC */
 #include "server/link.h"
 
 #include <errno.h>
@@ -14,6 +14,12 @@
 #include "base/mem.h"
 #include "server/loop.h"
 #include "server/wire.h"
+
+/* For one descriptor beside the bytes; aligned as the kernel wants it. */
+typedef union descriptor_room {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(sizeof(int))];
+} descriptor_room;
 
 static void put_length(unsigned char header[KN_LINK_HEADER_BYTES], size_t count)
 {
@@ -158,16 +164,27 @@ void kn_link_destroy(kn_link **handle)
 
 /* What the socket takes at once, without a turn of the loop: the device at the other end waits for it. An error is left
  * for the stream to find. */
-static size_t send_now(const kn_link *link, unsigned char *header, const void *bytes, size_t count)
+static size_t send_now(const kn_link *link, unsigned char *header, const void *bytes, size_t count, int fd)
 {
+    descriptor_room room;
     struct iovec pieces[] = {{.iov_base = header, .iov_len = KN_LINK_HEADER_BYTES},
                              {.iov_base = (void *)(uintptr_t)bytes, .iov_len = count}};
-    const struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2};
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2};
+    if (fd >= 0) {
+        memset(&room, 0, sizeof room);
+        message.msg_control = room.bytes;
+        message.msg_controllen = sizeof room.bytes;
+        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+        head->cmsg_level = SOL_SOCKET;
+        head->cmsg_type = SCM_RIGHTS;
+        head->cmsg_len = CMSG_LEN(sizeof fd);
+        memcpy(CMSG_DATA(head), &fd, sizeof fd);
+    }
     const ssize_t sent = sendmsg(bufferevent_getfd(link->stream), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     return sent > 0 ? (size_t)sent : 0;
 }
 
-kn_status kn_link_send(kn_link *link, const void *bytes, size_t count)
+static kn_status send_frame(kn_link *link, const void *bytes, size_t count, int fd)
 {
     unsigned char header[KN_LINK_HEADER_BYTES];
     if (count < 1 || count > KN_WIRE_BYTES_MAX)
@@ -178,7 +195,8 @@ kn_status kn_link_send(kn_link *link, const void *bytes, size_t count)
         return kn_fail(KN_AGAIN, "link: %zu bytes are waiting to be sent: %d at most", evbuffer_get_length(output),
                        KN_LINK_QUEUE_BYTES);
     put_length(header, count);
-    const size_t sent = evbuffer_get_length(output) == 0 ? send_now(link, header, bytes, count) : 0;
+    const size_t sent = evbuffer_get_length(output) == 0 ? send_now(link, header, bytes, count, fd) : 0;
+    if (sent == 0 && fd >= 0) return kn_fail(KN_AGAIN, "link: other frames wait to be sent before a descriptor");
     const size_t head = sent < sizeof header ? sent : sizeof header, body = sent - head;
     if (body == count) return KN_OK;
     if (evbuffer_expand(output, sizeof header + count - sent) != 0 && sent == 0) return KN_NOMEM;
@@ -190,13 +208,40 @@ kn_status kn_link_send(kn_link *link, const void *bytes, size_t count)
     return KN_OK;
 }
 
+kn_status kn_link_send(kn_link *link, const void *bytes, size_t count)
+{
+    return send_frame(link, bytes, count, -1);
+}
+
+kn_status kn_link_send_with(kn_link *link, const void *bytes, size_t count, int fd)
+{
+    KN_REQUIRE(fd >= 0);
+    return send_frame(link, bytes, count, fd);
+}
+
 /* ---- blocking ---- */
 
+/* As recv; a descriptor that comes with the bytes goes to *passed, and one too many is closed. The kernel never merges
+ * bytes sent with a descriptor and bytes sent before them, so it arrives with the header it was sent with. */
+static ssize_t receive_piece(int fd, char *bytes, size_t count, int *passed)
+{
+    descriptor_room room;
+    struct iovec piece = {.iov_base = bytes, .iov_len = count};
+    struct msghdr message = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = room.bytes, .msg_controllen = sizeof room.bytes};
+    const ssize_t n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *head = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (!head || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) return n;
+    if (*passed >= 0) close(*passed);
+    memcpy(passed, CMSG_DATA(head), sizeof *passed);
+    return n;
+}
+
 /* *got < count: the end of the stream came first. */
-static kn_status read_all(int fd, char *bytes, size_t count, size_t *got)
+static kn_status read_all(int fd, char *bytes, size_t count, size_t *got, int *passed)
 {
     for (*got = 0; *got < count;) {
-        const ssize_t n = recv(fd, bytes + *got, count - *got, 0);
+        const ssize_t n = receive_piece(fd, bytes + *got, count - *got, passed);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == ECONNRESET) return KN_OK;
         if (n < 0) return kn_fail(KN_IO, "link: %s", strerror(errno));
@@ -208,12 +253,21 @@ static kn_status read_all(int fd, char *bytes, size_t count, size_t *got)
 
 kn_status kn_link_receive(int fd, void **bytes, size_t *count)
 {
+    int passed;
+    const kn_status st = kn_link_receive_with(fd, bytes, count, &passed);
+    if (st == KN_OK && passed >= 0) close(passed);
+    return st;
+}
+
+kn_status kn_link_receive_with(int fd, void **bytes, size_t *count, int *passed)
+{
     kn_status st = KN_OK;
+    *passed = -1;
     unsigned char header[KN_LINK_HEADER_BYTES];
     char *buffer = NULL;
     size_t got, wanted, held = 0;
-    KN_TRY(read_all(fd, (char *)header, sizeof header, &got));
-    if (got < sizeof header) return kn_fail(KN_CANCELLED, "link: the other end closed");
+    KN_TRY(read_all(fd, (char *)header, sizeof header, &got, passed));
+    if (got < sizeof header) KN_TRY(kn_fail(KN_CANCELLED, "link: the other end closed"));
     KN_TRY(get_length(header, &wanted));
     while (held < wanted) { /* at most twice what has come */
         const size_t room = held > 0 ? held : KN_LINK_READ_BYTES;
@@ -221,7 +275,7 @@ kn_status kn_link_receive(int fd, void **bytes, size_t *count)
         char *grown = kn_realloc(buffer, held + step);
         if (!grown) KN_TRY(KN_NOMEM);
         buffer = grown;
-        KN_TRY(read_all(fd, buffer + held, step, &got));
+        KN_TRY(read_all(fd, buffer + held, step, &got, passed));
         if (got < step) KN_TRY(kn_fail(KN_CANCELLED, "link: the other end closed"));
         held += step;
     }
@@ -231,6 +285,8 @@ kn_status kn_link_receive(int fd, void **bytes, size_t *count)
 
 fail:
     kn_free(buffer);
+    if (*passed >= 0) close(*passed);
+    *passed = -1;
     return st;
 }
 

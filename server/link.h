@@ -44,6 +44,10 @@ kn_status kn_link_create(kn_link **out, struct event_base *base, int fd, const k
 /* Closes the descriptor; what was queued and not sent is lost. */
 void kn_link_destroy(kn_link **link);
 
+/* Sends one frame with a descriptor, which the caller keeps; both arrive together. Only while nothing is queued,
+ * because a queue has no room for descriptors: else KN_AGAIN. Otherwise as kn_link_send. */
+kn_status kn_link_send_with(kn_link *link, const void *bytes, size_t count, int fd);
+
 /* Queues one frame. KN_AGAIN: it does not fit into KN_LINK_QUEUE_BYTES now. KN_INVALID: the size. KN_IO: closed. */
 kn_status kn_link_send(kn_link *link, const void *bytes, size_t count);
 
@@ -51,6 +55,9 @@ kn_status kn_link_send(kn_link *link, const void *bytes, size_t count);
 
 /* *bytes: kn_alloc'ed. One reader at a time. KN_NOMEM. */
 kn_status kn_link_receive(int fd, void **bytes, size_t *count);
+
+/* The same, with the descriptor that came along, the caller's to close; -1: none. On failure there is none. */
+kn_status kn_link_receive_with(int fd, void **bytes, size_t *count, int *passed);
 
 /* One writer at a time. KN_CANCELLED: the other end is closed. No SIGPIPE. */
 kn_status kn_link_transmit(int fd, const void *bytes, size_t count);

@@ -44,8 +44,14 @@ typedef struct job {
     kn_thumbnail *thumbnail; /* as long; NULL also when pictures cannot be made */
 } job;
 
+typedef struct group {
+    uint64_t epoch; /* 0: free entry */
+    void *handle;   /* the backend's */
+} group;
+
 struct kn_runner {
     kn_backend backend;
+    group groups[KN_RUNNER_GROUPS_MAX];
     char *models, *data;
     int64_t checkpoint_interval_ns;
     model loaded[KN_RUNNER_MODELS_MAX];
@@ -139,6 +145,8 @@ void kn_runner_close(kn_runner **runner)
     kn_runner *r = *runner;
     if (!r) return;
     for (int i = 0; i < KN_RUNNER_JOBS_MAX; i++) drop_job(&r->jobs[i]);
+    for (int i = 0; i < KN_RUNNER_GROUPS_MAX; i++)
+        if (r->groups[i].epoch) kn_runner_leave(r, r->groups[i].epoch);
     for (int i = 0; i < KN_RUNNER_MODELS_MAX; i++)
         if (r->loaded[i].handle) r->backend.unload(r->backend.self, r->loaded[i].handle);
     if (r->backend.close) r->backend.close(r->backend.self);
@@ -479,14 +487,67 @@ fail:
     return set_failed(out, st, fault);
 }
 
+/* ---- groups ---- */
+
+static group *find_group(kn_runner *r, uint64_t epoch)
+{
+    for (int i = 0; i < KN_RUNNER_GROUPS_MAX; i++)
+        if (r->groups[i].epoch == epoch) return &r->groups[i];
+    return NULL;
+}
+
+kn_status kn_runner_join(kn_runner *r, const kn_runner_group *params, int fd)
+{
+    group *g = find_group(r, 0);
+    if (params->epoch == 0 || find_group(r, params->epoch))
+        return kn_fail(KN_INVALID, "group: has no epoch, or one that is taken");
+    if (!g) return kn_fail(KN_INVALID, "group: %d are held already", KN_RUNNER_GROUPS_MAX);
+    const kn_status st = r->backend.join(r->backend.self, params, fd, &g->handle);
+    if (st == KN_OK) g->epoch = params->epoch;
+    return st;
+}
+
+void kn_runner_leave(kn_runner *r, uint64_t epoch)
+{
+    group *g = epoch ? find_group(r, epoch) : NULL;
+    if (!g) return;
+    r->backend.leave(r->backend.self, g->handle);
+    *g = (group){0};
+}
+
+kn_status kn_runner_assist(kn_runner *r, const char *name, uint64_t epoch, int64_t limit_ns)
+{
+    model *m = find_model(r, name);
+    group *g = epoch ? find_group(r, epoch) : NULL;
+    if (!g) return kn_fail(KN_UNAVAILABLE, "the group is not there any more");
+    kn_status st = m ? r->backend.assist(r->backend.self, m->handle, g->handle, limit_ns)
+                     : kn_fail(KN_NOT_FOUND, "model %s: is not loaded on this device", name);
+    if (st != KN_OK) kn_runner_leave(r, epoch); /* which the leader notices, if it does not know yet */
+    return st;
+}
+
 /* ---- slices ---- */
 
-static kn_status step(job *const *jobs, int32_t count)
+/* With whose help: NULL: alone. */
+typedef struct helpers {
+    uint64_t epoch;
+    int64_t limit_ns;
+    bool lost, last; /* last: they are not needed after the next step */
+} helpers;
+
+static kn_status step(job *const *jobs, int32_t count, helpers *with)
 {
     void *generations[KN_RUNNER_PACK_MAX];
-    const kn_backend *b = &jobs[0]->runner->backend;
+    kn_runner *r = jobs[0]->runner;
+    const kn_backend *b = &r->backend;
     for (int32_t i = 0; i < count; i++) generations[i] = jobs[i]->generation;
-    return b->step(b->self, generations, count);
+    if (!with) return b->step(b->self, generations, count);
+    const group *g = find_group(r, with->epoch);
+    const kn_status st = g ? b->lead(b->self, generations, count, g->handle, with->limit_ns, with->last)
+                           : kn_fail(KN_UNAVAILABLE, "the group is not there any more");
+    if (st != KN_OK) kn_runner_leave(r, with->epoch);
+    with->lost = st == KN_UNAVAILABLE;
+    return st;
 }
 
 /* After a pack has failed nobody knows whose fault it was, and its generations may only be saved or destroyed: each is
@@ -506,7 +567,7 @@ static kn_status step_alone(job *j, kn_slice slice)
     if (st != KN_OK) goto fail;
     for (kn_slice next = next_of(j); next.kind < slice.kind || (next.kind == slice.kind && next.index <= slice.index);
          next = next_of(j))
-        KN_TRY(step(&j, 1));
+        KN_TRY(step(&j, 1, NULL));
 fail:
     return st;
 }
@@ -543,19 +604,30 @@ typedef struct packed {
     int32_t count;
 } packed;
 
-static kn_status run_pack(packed *p, kn_slice_kind kind)
+/* The group is gone, and from `first` on nothing has happened. */
+static kn_status say_where(const packed *p, int32_t first)
+{
+    for (int32_t i = first; i < p->count; i++) p->outcomes[i]->next = next_of(p->jobs[i]);
+    return KN_OK;
+}
+
+static kn_status run_pack(packed *p, kn_slice_kind kind, helpers *with)
 {
     const bool together = kind == KN_SLICE_TEXT || kind == KN_SLICE_DENOISE;
     kn_status all = KN_OK;
     if (together) {
-        all = step(p->jobs, p->count);
+        if (with) with->last = true;
+        all = step(p->jobs, p->count, with);
         if (all <= KN_FATAL) return all;
+        if (with && with->lost) return say_where(p, 0);
     }
     const bool again = all != KN_OK && p->count > 1;
     if (again) kn_log(KN_LOG_WARNING, "a slice of %d jobs failed (%s); each goes alone", p->count, kn_fail_message());
     for (int32_t i = 0; i < p->count; i++) {
         job *j = p->jobs[i];
-        kn_status st = again ? step_alone(j, p->slices[i]) : together ? all : step(&j, 1);
+        if (with) with->last = i == p->count - 1;
+        kn_status st = again ? step_alone(j, p->slices[i]) : together ? all : step(&j, 1, with);
+        if (with && with->lost) return say_where(p, i);
         if (st == KN_OK) st = settle(j, p->slices[i], p->outcomes[i]);
         if (st <= KN_FATAL) return st;
         if (st == KN_OK) continue;
@@ -566,7 +638,8 @@ static kn_status run_pack(packed *p, kn_slice_kind kind)
     return KN_OK;
 }
 
-kn_status kn_runner_run(kn_runner *r, kn_slice_kind kind, const kn_lease *leases, int32_t count, kn_outcome *out)
+static kn_status run(kn_runner *r, kn_slice_kind kind, const kn_lease *leases, int32_t count, helpers *with,
+                     kn_outcome *out)
 {
     KN_REQUIRE(count >= 1 && count <= KN_RUNNER_PACK_MAX && kind < KN_SLICE_DONE);
     packed p = {.count = 0};
@@ -583,7 +656,24 @@ kn_status kn_runner_run(kn_runner *r, kn_slice_kind kind, const kn_lease *leases
         p.slices[p.count] = next_of(j);
         p.outcomes[p.count++] = &out[i];
     }
-    return p.count > 0 ? run_pack(&p, kind) : KN_OK;
+    if (p.count > 0) return run_pack(&p, kind, with);
+    if (with) kn_runner_leave(r, with->epoch); /* the others wait for it */
+    return KN_OK;
+}
+
+kn_status kn_runner_run(kn_runner *r, kn_slice_kind kind, const kn_lease *leases, int32_t count, kn_outcome *out)
+{
+    return run(r, kind, leases, count, NULL, out);
+}
+
+kn_status kn_runner_lead(kn_runner *r, kn_slice_kind kind, const kn_lease *leases, int32_t count, uint64_t epoch,
+                         int64_t limit_ns, kn_outcome *out, bool *lost)
+{
+    KN_REQUIRE(epoch != 0 && (kind == KN_SLICE_DENOISE || kind == KN_SLICE_DECODE));
+    helpers with = {.epoch = epoch, .limit_ns = limit_ns};
+    const kn_status st = run(r, kind, leases, count, &with, out);
+    *lost = with.lost;
+    return st;
 }
 
 /* ---- letting go ---- */

@@ -23,9 +23,11 @@
 #include "server/artifact.h"
 
 enum {
-    KN_RUNNER_PACK_MAX = 32,       /* jobs in one slice: two sequences each fill KN_PACK_SEQUENCES_MAX */
-    KN_RUNNER_JOBS_MAX = 64,       /* jobs held at a time */
-    KN_RUNNER_MODELS_MAX = 8,      /* models held at a time */
+    KN_RUNNER_PACK_MAX = 32,   /* jobs in one slice: two sequences each fill KN_PACK_SEQUENCES_MAX */
+    KN_RUNNER_JOBS_MAX = 64,   /* jobs held at a time */
+    KN_RUNNER_MODELS_MAX = 8,  /* models held at a time */
+    KN_RUNNER_GROUPS_MAX = 16, /* groups a runner is in at a time */
+    KN_RUNNER_JOIN_MS = 10 * 1000,
     KN_RUNNER_MESSAGE_BYTES = 512, /* one line, with the NUL */
     KN_RUNNER_DEVICE_BYTES = 256,  /* device string, with the NUL */
     KN_RUNNER_THREADS_MAX = 1024,
@@ -101,6 +103,13 @@ typedef struct kn_runner_job {
 
 typedef struct kn_runner kn_runner;
 
+/* A place in a group of devices that can run a slice together (engine/comm.h). */
+typedef struct kn_runner_group {
+    uint64_t epoch; /* its name; not 0 */
+    int32_t ranks, rank;
+    bool nccl; /* between GPUs; else through shared memory alone */
+} kn_runner_group;
+
 /* What remains of a job that is let go. */
 typedef enum kn_release_mode {
     KN_RELEASE_SAVE,      /* a checkpoint of where it stands is saved first */
@@ -135,6 +144,23 @@ kn_status kn_runner_start(kn_runner *runner, const kn_runner_job *job, kn_outcom
  * out: [count]. KN_OK also when jobs failed; else a fatal status, and out is meaningless. */
 kn_status kn_runner_run(kn_runner *runner, kn_slice_kind kind, const kn_lease *leases, int32_t count, kn_outcome *out);
 
+/* ---- groups: one slice on several devices; jobs live on the first one's, the leader's, runner alone ---- */
+
+/* Waits until all ranks are there, KN_RUNNER_JOIN_MS at most. `fd` is the group's shared memory (comm_local.h) and
+ * stays the caller's. KN_UNAVAILABLE: a rank did not come. KN_UNSUPPORTED: there is no NCCL. */
+kn_status kn_runner_join(kn_runner *runner, const kn_runner_group *group, int fd);
+/* One that is not known, or was lost, counts as left. */
+void kn_runner_leave(kn_runner *runner, uint64_t epoch);
+
+/* Leader, rank 0 of the group: as kn_runner_run, for denoise and decode slices, with the other ranks' help. When the
+ * group is lost *lost is set, kn_fail_message says why, the group counts as left, and every outcome that did not fail
+ * says where its job now is: where it was before, or one slice further. `limit_ns`: longest wait for another rank. */
+kn_status kn_runner_lead(kn_runner *runner, kn_slice_kind kind, const kn_lease *leases, int32_t count, uint64_t epoch,
+                         int64_t limit_ns, kn_outcome *out, bool *lost);
+/* Helper: its part of a slice that another runner leads. KN_UNAVAILABLE: the group was lost, and counts as left, as
+ * after any other failure. */
+kn_status kn_runner_assist(kn_runner *runner, const char *model, uint64_t epoch, int64_t limit_ns);
+
 /* Lets a job go. The job is gone whatever is returned; a job that is not held counts as gone. */
 kn_status kn_runner_release(kn_runner *runner, const kn_lease *lease, kn_release_mode mode, kn_outcome *out);
 
@@ -166,6 +192,12 @@ typedef struct kn_backend {
     kn_slice (*next)(const void *self, const void *generation);
     /* As kn_generation_step. KN_CORRUPT: not finite. */
     kn_status (*step)(void *self, void *const *generations, int32_t count);
+    /* Groups. `group` is the backend's own. lead: as step, with the group's help, the last step of a slice or not;
+     * assist: the others' part of a whole slice. Any failure of either gives the group up. */
+    kn_status (*join)(void *self, const kn_runner_group *params, int fd, void **group);
+    void (*leave)(void *self, void *group);
+    kn_status (*lead)(void *self, void *const *generations, int32_t count, void *group, int64_t limit_ns, bool last);
+    kn_status (*assist)(void *self, void *model, void *group, int64_t limit_ns);
     kn_status (*save)(void *self, const void *generation, const char *path);
     /* planes: [3, height, width], kn_alloc'ed. */
     kn_status (*preview)(void *self, const void *generation, float **planes);

@@ -5,16 +5,23 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "engine/comm_local.h"
+#include "engine/comm_nccl.h"
+#include "engine/team.h"
 #include "server/runner.h"
+
+#define JOIN_NS (INT64_C(1000000) * KN_RUNNER_JOIN_MS)
 
 typedef struct engine {
     kn_device *device;
+    kn_stream *stream; /* groups are joined on it, and bound to a model's when that is known */
     kn_precision precision, vae_precision;
 } engine;
 
 static void close_engine(void *self)
 {
     engine *e = self;
+    kn_stream_destroy(&e->stream);
     kn_device_close(&e->device);
     kn_free(e);
 }
@@ -169,6 +176,66 @@ static kn_status step(void *self, void *const *generations, int32_t count)
     return kn_generation_step(pack, count);
 }
 
+/* ---- groups ---- */
+
+static kn_status join(void *self, const kn_runner_group *params, int fd, void **out)
+{
+    kn_status st = KN_OK;
+    const engine *e = self;
+    kn_comm *comm = NULL, *over_nccl = NULL;
+    KN_TRY(kn_comm_local_join(&comm, &(kn_comm_local_params){.fd = fd,
+                                                             .rank = params->rank,
+                                                             .epoch = params->epoch,
+                                                             .stream = e->stream,
+                                                             .limits = {.join_ns = JOIN_NS}}));
+    if (params->nccl) {
+        KN_TRY(kn_comm_nccl_create(&over_nccl, &(kn_comm_nccl_params){.control = comm}));
+        comm = over_nccl;
+    }
+    *out = comm;
+    return KN_OK;
+fail:
+    kn_comm_destroy(&comm);
+    return st;
+}
+
+static void leave(void *self, void *group)
+{
+    (void)self;
+    kn_comm *comm = group;
+    kn_comm_destroy(&comm);
+}
+
+/* The model's slices are the group's until it is set free. */
+static void set_group(kn_model *model, kn_comm *comm, int64_t limit_ns)
+{
+    const kn_group all = kn_group_of(comm, UINT32_MAX);
+    kn_comm_bind(comm, kn_model_stream(model));
+    kn_comm_set_limit(comm, limit_ns);
+    kn_model_set_group(model, &all);
+}
+
+static kn_status lead(void *self, void *const *generations, int32_t count, void *group, int64_t limit_ns, bool last)
+{
+    (void)self;
+    kn_generation *pack[KN_RUNNER_PACK_MAX];
+    for (int32_t i = 0; i < count; i++) pack[i] = generations[i];
+    kn_model *model = kn_generation_model(pack[0]);
+    set_group(model, group, limit_ns);
+    const kn_status st = kn_team_lead(pack, count, model, last);
+    kn_model_set_group(model, NULL);
+    return st;
+}
+
+static kn_status assist(void *self, void *model, void *group, int64_t limit_ns)
+{
+    (void)self;
+    set_group(model, group, limit_ns);
+    const kn_status st = kn_team_assist(model);
+    kn_model_set_group(model, NULL);
+    return st;
+}
+
 static kn_status save(void *self, const void *generation, const char *path)
 {
     (void)self;
@@ -200,6 +267,7 @@ kn_status kn_backend_engine_open(kn_backend *out, const kn_runner_params *params
     KN_TRY(kn_device_open(&e->device, &(kn_device_params){.name = cpu ? "cpu" : params->device,
                                                           .threads = params->threads,
                                                           .isa = params->isa && params->isa[0] ? params->isa : NULL}));
+    KN_TRY(kn_stream_create(&e->stream, e->device));
     *out = (kn_backend){.self = e,
                         .close = close_engine,
                         .describe = describe,
@@ -209,10 +277,14 @@ kn_status kn_backend_engine_open(kn_backend *out, const kn_runner_params *params
                         .destroy = destroy,
                         .next = next,
                         .step = step,
+                        .join = join,
+                        .leave = leave,
+                        .lead = lead,
+                        .assist = assist,
                         .save = save,
                         .preview = preview};
     return KN_OK;
 fail:
-    kn_free(e);
+    close_engine(e);
     return st;
 }

@@ -5,7 +5,8 @@
  * over the request and the steps done, checkpoints carry it and are refused when they do not add up, and the video, 64
  * pixels wide, is drawn from the last hash. So equal requests give equal files, however often they were interrupted.
  *
- *   fake:OPTION,OPTION,...      times in milliseconds, slices counted from 1 in each process
+ *   fake:OPTION,OPTION,...      times in milliseconds, slices counted from 1 in each process; a slice of a group takes
+ *                               as many parts of its time as it has devices
  *   text_ms= step_ms= decode_ms= mux_ms= load_ms=   how long these take; 0
  *   pack_ms=      and for each further job of the slice; 0
  *   slow=xN       all of them N times
@@ -34,7 +35,10 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "engine/comm_local.h"
 #include "server/runner.h"
+
+#define JOIN_NS (INT64_C(1000000) * KN_RUNNER_JOIN_MS)
 
 enum { SIDE = 64, POISON_BYTES = 64, NUMBER_MAX = 1000000, STATE_BYTES = 32, FILE_MAX = 2 << 20 };
 
@@ -47,8 +51,10 @@ typedef struct script {
 typedef struct fake {
     script script;
     int corrupt_fd;
-    int32_t slices; /* run so far */
+    int32_t slices; /* run so far, and parts of others' */
     uint64_t random;
+    kn_device *cpu; /* for groups */
+    kn_stream *stream;
 } fake;
 
 typedef struct generation {
@@ -132,7 +138,10 @@ static void wait_ms(const fake *f, int64_t ms)
 
 static void close_fake(void *self)
 {
-    kn_free(self);
+    fake *f = self;
+    kn_stream_destroy(&f->stream);
+    kn_device_close(&f->cpu);
+    kn_free(f);
 }
 
 static void describe(const void *self, kn_device_info *out)
@@ -359,22 +368,95 @@ fail:
     return st;
 }
 
-static kn_status step(void *self, void *const *generations, int32_t count)
+/* The time and the accidents of a slice, of which this device has one part in `parts`. */
+static kn_status work(fake *f, kn_slice_kind kind, int32_t count, int32_t parts)
 {
-    fake *f = self;
     const script *s = &f->script;
-    const kn_slice_kind kind = next(self, generations[0]).kind;
     const int32_t ms[] = {s->text_ms, s->step_ms, s->decode_ms, s->mux_ms, 0};
     have_accidents(f);
-    wait_ms(f, ms[kind] + (int64_t)(count - 1) * s->pack_ms);
+    wait_ms(f, (ms[kind] + (int64_t)(count - 1) * s->pack_ms) / parts);
     if (f->slices == s->oom_at) return kn_fail(KN_NOMEM, "the fake device is out of memory");
     if (f->slices == s->nan_at) return kn_fail(KN_CORRUPT, "the fake device's latents are not finite");
     if (f->slices == s->lost_at) return kn_fail(KN_DEVICE_LOST, "the fake device is lost");
+    return KN_OK;
+}
+
+static kn_status advance_all(fake *f, void *const *generations, int32_t count, kn_slice_kind kind)
+{
     for (int32_t i = 0; i < count; i++) {
         const kn_status st = advance(f, generations[i], kind);
         if (st != KN_OK) return st;
     }
     return KN_OK;
+}
+
+static kn_status step(void *self, void *const *generations, int32_t count)
+{
+    const kn_slice_kind kind = next(self, generations[0]).kind;
+    const kn_status st = work(self, kind, count, 1);
+    return st == KN_OK ? advance_all(self, generations, count, kind) : st;
+}
+
+/* ---- groups: a real communicator, over which the leader says what there is to do and all say that it is done ---- */
+
+typedef struct order {
+    int32_t kind, count, last;
+} order;
+
+static kn_status join(void *self, const kn_runner_group *params, int fd, void **out)
+{
+    kn_status st = KN_OK;
+    fake *f = self;
+    kn_comm *comm = NULL;
+    if (!f->cpu) KN_TRY(kn_device_open(&f->cpu, &(kn_device_params){.name = "cpu", .threads = 1}));
+    if (!f->stream) KN_TRY(kn_stream_create(&f->stream, f->cpu));
+    KN_TRY(kn_comm_local_join(&comm, &(kn_comm_local_params){.fd = fd,
+                                                             .rank = params->rank,
+                                                             .epoch = params->epoch,
+                                                             .stream = f->stream,
+                                                             .limits = {.join_ns = JOIN_NS}}));
+    *out = comm;
+fail:
+    return st;
+}
+
+static void leave(void *self, void *group)
+{
+    (void)self;
+    kn_comm *comm = group;
+    kn_comm_destroy(&comm);
+}
+
+/* One step of all ranks; the leader's order is *o. */
+static kn_status work_together(fake *f, kn_comm *comm, int64_t limit_ns, order *o)
+{
+    kn_status st = KN_OK;
+    const kn_group all = kn_group_of(comm, UINT32_MAX);
+    kn_comm_set_limit(comm, limit_ns);
+    KN_TRY(kn_group_message(&all, 0, o, sizeof *o));
+    KN_TRY(work(f, (kn_slice_kind)o->kind, o->count, all.size));
+    KN_TRY(kn_group_barrier(&all));
+    return KN_OK;
+fail:
+    kn_comm_abort(comm, kn_fail_message());
+    return st;
+}
+
+static kn_status lead(void *self, void *const *generations, int32_t count, void *group, int64_t limit_ns, bool last)
+{
+    const kn_slice_kind kind = next(self, generations[0]).kind;
+    order o = {.kind = kind, .count = count, .last = last};
+    const kn_status st = work_together(self, group, limit_ns, &o);
+    return st == KN_OK ? advance_all(self, generations, count, kind) : st;
+}
+
+static kn_status assist(void *self, void *model, void *group, int64_t limit_ns)
+{
+    (void)model;
+    order o = {0};
+    kn_status st = KN_OK;
+    while (st == KN_OK && !o.last) st = work_together(self, group, limit_ns, &o);
+    return st;
 }
 
 static kn_status preview(void *self, const void *handle, float **out)
@@ -408,6 +490,10 @@ kn_status kn_backend_fake_open(kn_backend *out, const kn_runner_params *params)
                         .destroy = destroy,
                         .next = next,
                         .step = step,
+                        .join = join,
+                        .leave = leave,
+                        .lead = lead,
+                        .assist = assist,
                         .save = save,
                         .preview = preview};
     return KN_OK;

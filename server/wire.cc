@@ -55,6 +55,12 @@ const struct {
     {kn_link::Body_Released, "released"},
     {kn_link::Body_Previewed, "previewed"},
     {kn_link::Body_Fatal, "fatal"},
+    {kn_link::Body_Join, "join"},
+    {kn_link::Body_Leave, "leave"},
+    {kn_link::Body_Assist, "assist"},
+    {kn_link::Body_Joined, "joined"},
+    {kn_link::Body_Left, "left"},
+    {kn_link::Body_Assisted, "assisted"},
 };
 
 class allocator : public flatbuffers::Allocator
@@ -135,7 +141,7 @@ Offset<void> put_run(FlatBufferBuilder &b, const kn_wire_run &in)
     Offset<kn_link::Lease> leases[KN_RUNNER_PACK_MAX];
     for (int32_t i = 0; i < in.count; i++) leases[i] = put(b, in.leases[i]);
     const auto list = b.CreateVector(leases, static_cast<size_t>(in.count));
-    return kn_link::CreateRun(b, in.assignment, static_cast<uint8_t>(in.kind), list).Union();
+    return kn_link::CreateRun(b, in.assignment, static_cast<uint8_t>(in.kind), list, in.group, in.limit_ns).Union();
 }
 
 Offset<void> put_ran(FlatBufferBuilder &b, const kn_wire_ran &in)
@@ -143,7 +149,29 @@ Offset<void> put_ran(FlatBufferBuilder &b, const kn_wire_ran &in)
     Offset<kn_link::Outcome> outcomes[KN_RUNNER_PACK_MAX];
     for (int32_t i = 0; i < in.count; i++) outcomes[i] = put(b, in.outcomes[i]);
     const auto list = b.CreateVector(outcomes, static_cast<size_t>(in.count));
-    return kn_link::CreateRan(b, in.assignment, static_cast<uint8_t>(in.kind), in.seconds, list).Union();
+    const auto message = b.CreateString(in.message);
+    return kn_link::CreateRan(b, in.assignment, static_cast<uint8_t>(in.kind), in.seconds, list, in.lost, message)
+        .Union();
+}
+
+Offset<void> put_join(FlatBufferBuilder &b, const kn_runner_group &in)
+{
+    return kn_link::CreateJoin(b, in.epoch, in.ranks, in.rank, in.nccl).Union();
+}
+
+Offset<void> put_joined(FlatBufferBuilder &b, const kn_wire_group &in)
+{
+    return kn_link::CreateJoined(b, in.group.epoch, in.status, b.CreateString(in.message)).Union();
+}
+
+Offset<void> put_assist(FlatBufferBuilder &b, const kn_wire_assist &in)
+{
+    return kn_link::CreateAssist(b, in.assignment, b.CreateString(in.model), in.group, in.limit_ns).Union();
+}
+
+Offset<void> put_assisted(FlatBufferBuilder &b, const kn_wire_assist &in)
+{
+    return kn_link::CreateAssisted(b, in.assignment, in.status, b.CreateString(in.message), in.seconds).Union();
 }
 
 Offset<void> put_up(FlatBufferBuilder &b, const kn_device_info &in)
@@ -194,6 +222,12 @@ Offset<void> put_body(FlatBufferBuilder &b, const kn_wire_message &m)
     case KN_WIRE_RELEASED: return kn_link::CreateReleased(b, put(b, m.outcome)).Union();
     case KN_WIRE_PREVIEWED: return put_previewed(b, m.previewed);
     case KN_WIRE_FATAL: return kn_link::CreateFatal(b, m.fatal.status, b.CreateString(m.fatal.message)).Union();
+    case KN_WIRE_JOIN: return put_join(b, m.group.group);
+    case KN_WIRE_LEAVE: return kn_link::CreateLeave(b, m.group.group.epoch).Union();
+    case KN_WIRE_ASSIST: return put_assist(b, m.assist);
+    case KN_WIRE_JOINED: return put_joined(b, m.group);
+    case KN_WIRE_LEFT: return kn_link::CreateLeft(b, m.group.group.epoch).Union();
+    case KN_WIRE_ASSISTED: return put_assisted(b, m.assist);
     case KN_WIRE_NONE:
     case KN_WIRE_KINDS: break;
     }
@@ -426,7 +460,59 @@ kn_status get_run(kn_wire_run &out, const kn_link::Run *in, const char *kind)
     KN_TRY(get_enum(out.kind, in->kind(), KN_SLICE_DONE, kind, "kind"));
     for (int32_t i = 0; i < count; i++)
         KN_TRY(get_lease(out.leases[i], in->leases()->Get(static_cast<flatbuffers::uoffset_t>(i)), kind));
+    if (in->limit_ns() < 0) KN_TRY(refuse(kind, "limit_ns", "is negative"));
     out.count = count;
+    out.assignment = in->assignment();
+    out.group = in->group();
+    out.limit_ns = in->limit_ns();
+fail:
+    return st;
+}
+
+kn_status get_epoch(uint64_t &out, uint64_t epoch, const char *kind)
+{
+    out = epoch;
+    return epoch != 0 ? KN_OK : refuse(kind, "epoch", "is 0");
+}
+
+kn_status get_join(kn_runner_group &out, const kn_link::Join *in, const char *kind)
+{
+    if (in->ranks() < 2 || in->ranks() > KN_COMM_RANKS_MAX) return refuse(kind, "ranks", "is out of range");
+    if (in->rank() < 0 || in->rank() >= in->ranks()) return refuse(kind, "rank", "is out of range");
+    out.ranks = in->ranks();
+    out.rank = in->rank();
+    out.nccl = in->nccl();
+    return get_epoch(out.epoch, in->epoch(), kind);
+}
+
+kn_status get_joined(kn_wire_group &out, const kn_link::Joined *in, const char *kind)
+{
+    kn_status st;
+    KN_TRY(get_epoch(out.group.epoch, in->epoch(), kind));
+    KN_TRY(get_status(out.status, in->status(), kind));
+    KN_TRY(get_line(out.message, in->message(), kind, "message"));
+fail:
+    return st;
+}
+
+kn_status get_assist(kn_wire_assist &out, const kn_link::Assist *in, const char *kind)
+{
+    kn_status st;
+    KN_TRY(get_model(out.model, in->model(), kind));
+    KN_TRY(get_epoch(out.group, in->group(), kind));
+    if (in->limit_ns() < 0) KN_TRY(refuse(kind, "limit_ns", "is negative"));
+    out.assignment = in->assignment();
+    out.limit_ns = in->limit_ns();
+fail:
+    return st;
+}
+
+kn_status get_assisted(kn_wire_assist &out, const kn_link::Assisted *in, const char *kind)
+{
+    kn_status st;
+    KN_TRY(get_status(out.status, in->status(), kind));
+    KN_TRY(get_line(out.message, in->message(), kind, "message"));
+    KN_TRY(get_seconds(out.seconds, in->seconds(), kind));
     out.assignment = in->assignment();
 fail:
     return st;
@@ -441,6 +527,8 @@ kn_status get_ran(kn_wire_ran &out, const kn_link::Ran *in, const char *kind)
     KN_TRY(get_seconds(out.seconds, in->seconds(), kind));
     for (int32_t i = 0; i < count; i++)
         KN_TRY(get_outcome(out.outcomes[i], in->outcomes()->Get(static_cast<flatbuffers::uoffset_t>(i)), kind));
+    KN_TRY(get_line(out.message, in->message(), kind, "message"));
+    out.lost = in->lost();
     out.count = count;
     out.assignment = in->assignment();
 fail:
@@ -535,6 +623,12 @@ kn_status get_body(kn_wire_message &out, const kn_link::Message *in)
     case KN_WIRE_RELEASED: return get_outcome(out.outcome, in->body_as_Released()->outcome(), kind);
     case KN_WIRE_PREVIEWED: return get_previewed(out.previewed, in->body_as_Previewed(), kind);
     case KN_WIRE_FATAL: return get_fatal(out.fatal, in->body_as_Fatal(), kind);
+    case KN_WIRE_JOIN: return get_join(out.group.group, in->body_as_Join(), kind);
+    case KN_WIRE_LEAVE: return get_epoch(out.group.group.epoch, in->body_as_Leave()->epoch(), kind);
+    case KN_WIRE_ASSIST: return get_assist(out.assist, in->body_as_Assist(), kind);
+    case KN_WIRE_JOINED: return get_joined(out.group, in->body_as_Joined(), kind);
+    case KN_WIRE_LEFT: return get_epoch(out.group.group.epoch, in->body_as_Left()->epoch(), kind);
+    case KN_WIRE_ASSISTED: return get_assisted(out.assist, in->body_as_Assisted(), kind);
     case KN_WIRE_NONE:
     case KN_WIRE_KINDS: break;
     }

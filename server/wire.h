@@ -10,6 +10,9 @@
  *   run                ran
  *   release            released
  *   preview            previewed
+ *   join               joined            a group; its shared memory's descriptor comes along
+ *   leave              left
+ *   assist             assisted          the helper's part of somebody else's run
  *
  * Whatever bytes come in: kn_wire_decode takes a copy of its own, aligned, lets the generated verifier walk it first,
  * with bounded depth and number of tables, and then holds every field against the limits below, so that a decoded
@@ -55,6 +58,12 @@ typedef enum kn_wire_kind {
     KN_WIRE_RELEASED,
     KN_WIRE_PREVIEWED,
     KN_WIRE_FATAL,
+    KN_WIRE_JOIN,
+    KN_WIRE_LEAVE,
+    KN_WIRE_ASSIST,
+    KN_WIRE_JOINED,
+    KN_WIRE_LEFT,
+    KN_WIRE_ASSISTED,
     KN_WIRE_KINDS,
 } kn_wire_kind;
 
@@ -80,7 +89,27 @@ typedef struct kn_wire_run {
     kn_slice_kind kind;
     kn_lease leases[KN_RUNNER_PACK_MAX]; /* [count], 1 and more */
     int32_t count;
+    uint64_t group; /* epoch of the group it leads; 0: alone */
+    int64_t limit_ns;
 } kn_wire_run;
+
+/* join, leave, joined, left; the last three have the epoch, and joined how it went */
+typedef struct kn_wire_group {
+    kn_runner_group group;
+    kn_status status;
+    char message[KN_RUNNER_MESSAGE_BYTES];
+} kn_wire_group;
+
+/* assist, assisted: the first has a model, group and limit, the second how it went */
+typedef struct kn_wire_assist {
+    uint64_t assignment;
+    char model[KN_MODEL_NAME_BYTES];
+    uint64_t group;
+    int64_t limit_ns;
+    kn_status status;
+    char message[KN_RUNNER_MESSAGE_BYTES];
+    double seconds;
+} kn_wire_assist;
 
 /* release, preview; mode for the first alone */
 typedef struct kn_wire_lease {
@@ -94,6 +123,8 @@ typedef struct kn_wire_ran {
     double seconds;
     kn_outcome outcomes[KN_RUNNER_PACK_MAX]; /* [count], 1 and more */
     int32_t count;
+    bool lost; /* the group was given up: those that did not fail are where they say they are */
+    char message[KN_RUNNER_MESSAGE_BYTES]; /* why */
 } kn_wire_ran;
 
 typedef struct kn_wire_previewed {
@@ -124,6 +155,8 @@ typedef struct kn_wire_message {
         kn_wire_ran ran;
         kn_wire_previewed previewed;
         kn_wire_fatal fatal;
+        kn_wire_group group;   /* join, leave, joined, left */
+        kn_wire_assist assist; /* assist, assisted */
     };
     void *storage; /* what the pointers above point into, in a decoded message; kn_wire_release frees it */
 } kn_wire_message;

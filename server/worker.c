@@ -33,6 +33,7 @@ typedef struct worker {
     atomic_bool closing;     /* the heart has seen the server's end close */
     atomic_bool beating;     /* the heart goes on while this holds */
     kn_runner *runner;
+    int passed;              /* the descriptor that came with `in`; -1: none */
     kn_wire_message in, out; /* large; main thread */
 } worker;
 
@@ -110,9 +111,44 @@ static kn_status do_run(worker *w)
     out->assignment = in->assignment;
     out->kind = in->kind;
     out->count = in->count;
-    const kn_status st = kn_runner_run(w->runner, in->kind, in->leases, in->count, out->outcomes);
+    const kn_status st = in->group ? kn_runner_lead(w->runner, in->kind, in->leases, in->count, in->group, in->limit_ns,
+                                                    out->outcomes, &out->lost)
+                                   : kn_runner_run(w->runner, in->kind, in->leases, in->count, out->outcomes);
+    if (out->lost) set_line(out->message, sizeof out->message, KN_UNAVAILABLE);
     out->seconds = kn_clock_seconds(kn_clock_ns() - start);
     return st;
+}
+
+static kn_status do_join(worker *w)
+{
+    kn_wire_group *out = &w->out.group;
+    w->out.kind = KN_WIRE_JOINED;
+    out->group.epoch = w->in.group.group.epoch;
+    out->status = w->passed >= 0 ? kn_runner_join(w->runner, &w->in.group.group, w->passed)
+                                 : kn_fail(KN_INVALID, "group: no descriptor came with it");
+    set_line(out->message, sizeof out->message, out->status);
+    return out->status;
+}
+
+static kn_status do_leave(worker *w)
+{
+    w->out.kind = KN_WIRE_LEFT;
+    w->out.group.group.epoch = w->in.group.group.epoch;
+    kn_runner_leave(w->runner, w->out.group.group.epoch);
+    return KN_OK;
+}
+
+static kn_status do_assist(worker *w)
+{
+    const kn_wire_assist *in = &w->in.assist;
+    kn_wire_assist *out = &w->out.assist;
+    const int64_t start = kn_clock_ns();
+    w->out.kind = KN_WIRE_ASSISTED;
+    out->assignment = in->assignment;
+    out->status = kn_runner_assist(w->runner, in->model, in->group, in->limit_ns);
+    out->seconds = kn_clock_seconds(kn_clock_ns() - start);
+    set_line(out->message, sizeof out->message, out->status);
+    return out->status;
 }
 
 static kn_status do_release(worker *w)
@@ -146,6 +182,9 @@ static kn_status execute(worker *w)
     case KN_WIRE_RUN: return do_run(w);
     case KN_WIRE_RELEASE: return do_release(w);
     case KN_WIRE_PREVIEW: return do_preview(w);
+    case KN_WIRE_JOIN: return do_join(w);
+    case KN_WIRE_LEAVE: return do_leave(w);
+    case KN_WIRE_ASSIST: return do_assist(w);
     default: return KN_OK;
     }
 }
@@ -163,13 +202,21 @@ static int report_fatal(worker *w, kn_status st)
 
 /* ---- main loop ---- */
 
+/* The message is done with. */
+static void release_message(worker *w)
+{
+    kn_wire_release(&w->in);
+    if (w->passed >= 0) close(w->passed);
+    w->passed = -1;
+}
+
 /* Reads one message into w->in; release it. KN_CANCELLED: the server is gone. */
 static kn_status receive(worker *w)
 {
     void *bytes = NULL;
     size_t count = 0;
     atomic_store(&w->busy, false);
-    kn_status st = kn_link_receive(w->fd, &bytes, &count);
+    kn_status st = kn_link_receive_with(w->fd, &bytes, &count, &w->passed);
     atomic_store(&w->busy, true);
     if (st == KN_OK && atomic_load(&w->closing)) st = KN_CANCELLED; /* what is still to be read nobody waits for */
     if (st == KN_OK) st = kn_wire_decode(&w->in, bytes, count);
@@ -183,7 +230,7 @@ static int serve(worker *w)
         kn_status st = receive(w);
         if (st == KN_OK) {
             const kn_status done = execute(w);
-            kn_wire_release(&w->in);
+            release_message(w);
             if (done <= KN_FATAL) return report_fatal(w, done);
             st = w->out.kind == KN_WIRE_NONE ? kn_fail(KN_CORRUPT, "link: a message that workers do not take")
                                              : send_message(w, &w->out);
@@ -215,7 +262,7 @@ static kn_status configure(worker *w)
         st = kn_runner_open(&w->runner, &c->params);
         if (st != KN_OK) st = kn_fail_context(st, "device %s", c->params.device);
     }
-    kn_wire_release(&w->in);
+    release_message(w);
     return st;
 }
 
@@ -275,6 +322,7 @@ int kn_worker_main(int argc, char **argv)
         return kn_status_exit_code(st == KN_OK ? KN_NOMEM : st);
     }
     w->fd = (int)fd;
+    w->passed = -1;
     atomic_store(&w->busy, true);
     pthread_mutex_init(&w->sending, NULL);
     const int code = live(w);

@@ -42,6 +42,7 @@ typedef struct plan_job {
 
 typedef struct plan_device {
     bool loaded;
+    int32_t helping; /* the leader's number + 1; 0: nobody */
     int32_t ups;
     kn_device_info info;
 } plan_device;
@@ -71,6 +72,10 @@ typedef struct plan {
     /* Called when a slice has been sent off; the place for accidents. NULL: nothing happens. */
     void (*on_run)(struct plan *plan, int32_t device, kn_slice_kind kind);
     int64_t deadline_ns;
+    /* Chooses whom `members[0]` shares a slice with, and returns how many there are with it. NULL: nobody. */
+    int32_t (*choose)(struct plan *plan, kn_slice_kind kind, int32_t members[KN_COMM_RANKS_MAX]);
+    int32_t shared, lost; /* slices by several devices; of them, those whose group was lost */
+    char lost_why[KN_RUNNER_MESSAGE_BYTES];
 } plan;
 
 static inline void ok(kn_status st)
@@ -133,7 +138,10 @@ static inline void plan_run(plan *p, int32_t device)
         leases[count++] = j->lease;
     }
     if (count == 0) return;
-    ok(kn_fleet_run(p->fleet, device, ++p->assignments, kind, leases, count, 1000000));
+    int32_t members[KN_COMM_RANKS_MAX] = {device};
+    const int32_t degree = p->choose ? p->choose(p, kind, members) : 1;
+    ok(kn_fleet_run_shared(p->fleet, members, degree, ++p->assignments, kind, leases, count, 1000000));
+    for (int32_t i = 1; i < degree; i++) p->devices[members[i]].helping = device + 1;
     for (int32_t i = 0; i < count; i++) plan_find(p, &leases[i])->state = PLAN_RUNNING;
     if (p->on_run) p->on_run(p, device, kind);
 }
@@ -143,7 +151,7 @@ static inline void plan_go_on(plan *p)
     for (int32_t d = 0; d < kn_fleet_device_count(p->fleet) && !p->idle; d++) {
         kn_device_health health;
         kn_fleet_health(p->fleet, d, &health);
-        if (!p->devices[d].loaded || health.state != KN_DEVICE_READY) continue;
+        if (!p->devices[d].loaded || p->devices[d].helping || health.state != KN_DEVICE_READY) continue;
         for (int32_t i = 0; i < p->job_count && plan_on(p, d) < p->parallel; i++)
             if (p->jobs[i].state == PLAN_WAITING) plan_start(p, &p->jobs[i], d);
         plan_run(p, d);
@@ -158,6 +166,13 @@ static inline void plan_up(void *context, int32_t device, const kn_device_info *
     ok(kn_fleet_load(p->fleet, device, "model"));
 }
 
+/* A leader's helpers are free again. */
+static inline void plan_free_helpers(plan *p, int32_t leader)
+{
+    for (int32_t d = 0; d < PLAN_DEVICES_MAX; d++)
+        if (p->devices[d].helping == leader + 1) p->devices[d].helping = 0;
+}
+
 static inline void plan_down(void *context, int32_t device, const kn_device_down *down)
 {
     plan *p = context;
@@ -169,6 +184,8 @@ static inline void plan_down(void *context, int32_t device, const kn_device_down
     memcpy(p->down_jobs[p->down_count], down->jobs, (size_t)down->count * sizeof *down->jobs);
     kept->jobs = p->down_jobs[p->down_count++];
     p->devices[device].loaded = false;
+    p->devices[device].helping = 0;
+    plan_free_helpers(p, device);
     for (int32_t i = 0; i < down->count; i++) {
         plan_job *j = plan_find(p, &down->jobs[i].lease);
         if (j->state < PLAN_DONE) j->state = PLAN_WAITING;
@@ -208,6 +225,10 @@ static inline void plan_done(void *context, int32_t device, const kn_slice_done 
 {
     plan *p = context;
     p->slices++;
+    p->shared += done->degree > 1;
+    p->lost += done->lost;
+    if (done->lost) snprintf(p->lost_why, sizeof p->lost_why, "%s", done->why);
+    plan_free_helpers(p, device);
     assert_true(done->seconds >= 0.0);
     for (int32_t i = 0; i < done->count; i++) {
         const kn_outcome *o = &done->outcomes[i];

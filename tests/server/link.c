@@ -385,6 +385,66 @@ static void test_blocking_refusals(void **state)
     assert_int_equal(kn_link_transmit(-1, "x", (size_t)KN_WIRE_BYTES_MAX + 1), KN_INVALID);
 }
 
+/* Three frames at once, a descriptor with the second: it arrives with that one, is the same file, and is closed on
+ * exec. Behind a queue none is taken. */
+static void test_descriptors(void **state)
+{
+    (void)state;
+    end e;
+    open_end(&e);
+    int pipe_ends[2], passed[3];
+    assert_int_equal(pipe(pipe_ends), 0);
+    assert_int_equal(kn_link_send(e.link, "first", 5), KN_OK);
+    assert_int_equal(kn_link_send_with(e.link, "second", 6, pipe_ends[1]), KN_OK);
+    assert_int_equal(kn_link_send(e.link, "third", 5), KN_OK);
+    for (int i = 0; i < 3; i++) {
+        void *got = NULL;
+        size_t count;
+        assert_int_equal(kn_link_receive_with(e.other, &got, &count, &passed[i]), KN_OK);
+        assert_int_equal(count, i == 1 ? 6 : 5);
+        kn_free(got);
+    }
+    assert_int_equal(passed[0], -1);
+    assert_int_equal(passed[2], -1);
+    assert_true(passed[1] >= 0 && passed[1] != pipe_ends[1]);
+    assert_true(fcntl(passed[1], F_GETFD) & FD_CLOEXEC);
+    char byte = 0;
+    assert_int_equal(write(passed[1], "x", 1), 1);
+    assert_int_equal(read(pipe_ends[0], &byte, 1), 1);
+    assert_int_equal(byte, 'x');
+    close(passed[1]);
+
+    static char large[1 << 20]; /* more than a socket holds */
+    kn_status st = KN_OK;
+    assert_int_equal(kn_link_send(e.link, large, sizeof large), KN_OK);
+    st = kn_link_send_with(e.link, "fourth", 6, pipe_ends[1]);
+    assert_int_equal(st, KN_AGAIN);
+    close(pipe_ends[1]); /* nobody else has it */
+    assert_int_equal(read(pipe_ends[0], &byte, 1), 0);
+    close(pipe_ends[0]);
+    close_end(&e);
+}
+
+/* Who does not ask for a descriptor does not keep one. */
+static void test_unwanted_descriptor(void **state)
+{
+    (void)state;
+    end e;
+    open_end(&e);
+    int pipe_ends[2];
+    void *got = NULL;
+    size_t count;
+    char byte;
+    assert_int_equal(pipe(pipe_ends), 0);
+    assert_int_equal(kn_link_send_with(e.link, "frame", 5, pipe_ends[1]), KN_OK);
+    close(pipe_ends[1]);
+    assert_int_equal(kn_link_receive(e.other, &got, &count), KN_OK);
+    assert_int_equal(read(pipe_ends[0], &byte, 1), 0);
+    kn_free(got);
+    close(pipe_ends[0]);
+    close_end(&e);
+}
+
 int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
@@ -400,6 +460,8 @@ int main(void)
         cmocka_unit_test(test_last_words),
         cmocka_unit_test(test_blocking),
         cmocka_unit_test(test_blocking_refusals),
+        cmocka_unit_test(test_descriptors),
+        cmocka_unit_test(test_unwanted_descriptor),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -251,6 +251,39 @@ static void test_meaning(void **state)
     expect_refused(&m, "contradicts status");
 }
 
+static void test_meaning_of_groups(void **state)
+{
+    (void)state;
+    static const int32_t ranks[][2] = {{1, 0}, {KN_COMM_RANKS_MAX + 1, 0}, {4, 4}, {4, -1}, {-4, 0}};
+    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
+        kn_wire_message m = sample_message(KN_WIRE_JOIN, 1);
+        m.group.group.ranks = ranks[i][0];
+        m.group.group.rank = ranks[i][1];
+        expect_refused(&m, "rank");
+    }
+    static const kn_wire_kind named[] = {KN_WIRE_JOIN, KN_WIRE_JOINED, KN_WIRE_LEAVE, KN_WIRE_LEFT};
+    for (size_t i = 0; i < sizeof named / sizeof *named; i++) {
+        kn_wire_message m = sample_message(named[i], 1);
+        m.group.group.epoch = 0;
+        expect_refused(&m, "epoch");
+    }
+    kn_wire_message m = sample_message(KN_WIRE_ASSIST, 1);
+    m.assist.group = 0;
+    expect_refused(&m, "epoch");
+    m = sample_message(KN_WIRE_ASSIST, 1);
+    m.assist.limit_ns = -1;
+    expect_refused(&m, "limit_ns");
+    m = sample_message(KN_WIRE_ASSIST, 1);
+    snprintf(m.assist.model, sizeof m.assist.model, "../demo");
+    expect_refused(&m, "not a model's name");
+    m = sample_message(KN_WIRE_ASSISTED, 1);
+    m.assist.seconds = -1.0;
+    expect_refused(&m, "seconds");
+    m = sample_message(KN_WIRE_RUN, 1);
+    m.run.limit_ns = -1;
+    expect_refused(&m, "limit_ns");
+}
+
 static void test_no_memory(void **state)
 {
     (void)state;
@@ -279,9 +312,10 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_damage), cmocka_unit_test(test_size),
-        cmocka_unit_test(test_texts),      cmocka_unit_test(test_counts), cmocka_unit_test(test_meaning),
-        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_size),       cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_counts),     cmocka_unit_test(test_meaning),
+        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_meaning_of_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

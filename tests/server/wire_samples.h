@@ -98,7 +98,8 @@ static inline kn_wire_message sample_message(kn_wire_kind kind, int32_t count)
     case KN_WIRE_UNLOADED: sample_model(&m, true); break;
     case KN_WIRE_START: sample_jobs(&m); break;
     case KN_WIRE_RUN:
-        m.run = (kn_wire_run){.assignment = 77, .kind = KN_SLICE_DECODE, .count = count};
+        m.run = (kn_wire_run){
+            .assignment = 77, .kind = KN_SLICE_DECODE, .count = count, .group = 9, .limit_ns = 9500000000};
         for (int32_t i = 0; i < count; i++) m.run.leases[i] = sample_lease((unsigned)i, i + 1);
         break;
     case KN_WIRE_RELEASE: m.lease = (kn_wire_lease){sample_lease(5, 1), KN_RELEASE_PUBLISHED}; break;
@@ -113,6 +114,8 @@ static inline kn_wire_message sample_message(kn_wire_kind kind, int32_t count)
     case KN_WIRE_RELEASED: m.outcome = sample_outcome(2); break;
     case KN_WIRE_RAN:
         m.ran = (kn_wire_ran){.assignment = 78, .kind = KN_SLICE_DENOISE, .seconds = 0.25, .count = count};
+        m.ran.lost = true;
+        snprintf(m.ran.message, sizeof m.ran.message, "the group was given up");
         for (int32_t i = 0; i < count; i++) m.ran.outcomes[i] = sample_outcome((unsigned)i);
         break;
     case KN_WIRE_PREVIEWED:
@@ -123,6 +126,20 @@ static inline kn_wire_message sample_message(kn_wire_kind kind, int32_t count)
     case KN_WIRE_FATAL:
         m.fatal.status = KN_DEVICE_LOST;
         snprintf(m.fatal.message, sizeof m.fatal.message, "the device is lost");
+        break;
+    case KN_WIRE_JOIN: m.group.group = (kn_runner_group){.epoch = 9, .ranks = 4, .rank = 3, .nccl = true}; break;
+    case KN_WIRE_JOINED:
+        m.group.status = KN_UNAVAILABLE;
+        snprintf(m.group.message, sizeof m.group.message, "rank 2 of 4 has not joined");
+        m.group.group.epoch = 9;
+        break;
+    case KN_WIRE_LEAVE:
+    case KN_WIRE_LEFT: m.group.group.epoch = UINT64_MAX; break;
+    case KN_WIRE_ASSIST:
+        m.assist = (kn_wire_assist){.assignment = 79, .model = "demo", .group = 9, .limit_ns = 9500000000};
+        break;
+    case KN_WIRE_ASSISTED:
+        m.assist = (kn_wire_assist){.assignment = 79, .status = KN_NOMEM, .message = "out of memory", .seconds = 0.5};
         break;
     case KN_WIRE_NONE:
     case KN_WIRE_KINDS: break;
