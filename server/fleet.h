@@ -32,7 +32,7 @@ enum {
     KN_FLEET_DEVICES_MAX = 64,
     KN_FLEET_COMMANDS_MAX = 256, /* unanswered, per device */
     KN_FLEET_GROUPS_MAX = 8,     /* kept ready, per device; the one used least recently makes room */
-    KN_FLEET_GROUP_MS = 9500,    /* longest wait of one member for another */
+    KN_FLEET_GROUP_MS = 9000,    /* longest wait of one member for another */
     KN_FLEET_SILENCE_MS = 5000,
     KN_FLEET_SLICE_MS_MIN = 10 * 1000,
     KN_FLEET_SLICE_BUDGETS = 10,     /* a slice may take this many times its budget */

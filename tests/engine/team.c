@@ -94,7 +94,7 @@ static void any_members_at_every_slice(void **state)
 
 /* ---- helpers that fail ---- */
 
-enum { TRIO = 3, LIMIT_MS = 300 };
+enum { TRIO = 3, LIMIT_MS = 3000, LATE_MS = 2000 }; /* long, for machines that have other things to do */
 
 typedef enum trouble { DIES, RUNS_OUT_OF_MEMORY, IS_LATE, IS_SLOW, TROUBLES } trouble;
 
@@ -118,8 +118,8 @@ static void fall_ill(const failing *f)
     switch (f->trouble) {
     case DIES: raise(SIGKILL); break;
     case RUNS_OUT_OF_MEMORY: kn_mem_fail_at(f->allocations); break;
-    case IS_LATE: nap_ms(10 * LIMIT_MS); break;
-    case IS_SLOW: nap_ms(LIMIT_MS / 3); break; /* within the limit: nobody minds */
+    case IS_LATE: nap_ms(LIMIT_MS + LATE_MS); break;
+    case IS_SLOW: nap_ms(LIMIT_MS / 10); break; /* within the limit: nobody minds */
     case TROUBLES: break;
     }
 }
