@@ -7,6 +7,7 @@
 #include "server/worker.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -35,7 +36,10 @@ typedef struct worker {
     kn_runner *runner;
     int passed;              /* the descriptor that came with `in`; -1: none */
     kn_wire_message in, out; /* large; main thread */
+    int64_t trimmed_ns;
 } worker;
+
+#define TRIM_NS INT64_C(1000000000)
 
 /* ---- sending ---- */
 
@@ -224,6 +228,16 @@ static kn_status receive(worker *w)
     return st;
 }
 
+/* Encoders come and go with each video, and leave holes below what lives longer, so that the heap would grow for days.
+ * Behind a video nobody waits for this thread, and the holes' pages are given back. */
+static void give_back_memory(worker *w)
+{
+    const int64_t now_ns = kn_clock_ns();
+    if (w->out.kind != KN_WIRE_RAN || w->out.ran.kind != KN_SLICE_MUX || now_ns - w->trimmed_ns < TRIM_NS) return;
+    malloc_trim(0);
+    w->trimmed_ns = now_ns;
+}
+
 static int serve(worker *w)
 {
     for (;;) {
@@ -236,6 +250,7 @@ static int serve(worker *w)
                                              : send_message(w, &w->out);
             kn_free(w->out.storage);
             w->out.storage = NULL;
+            give_back_memory(w);
         }
         if (st == KN_CANCELLED) return 0;
         if (st != KN_OK) {
