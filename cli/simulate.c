@@ -12,8 +12,10 @@
 
 enum {
     DEVICES = 8,
+    DOMAIN = 8,
     JOBS = 2000,
     SCALES_MAX = 8,
+    DEGREES_MAX = 5,
     BENCH_QUEUED = 10000,
     BENCH_DECISIONS = 2000000,
     BENCH_DECISIONS_MAX = 1000000000,
@@ -24,6 +26,8 @@ typedef struct settings {
     bool policies[KN_POLICIES];
     double scales[SCALES_MAX];
     int32_t scale_count;
+    int32_t degrees[DEGREES_MAX]; /* 0: chosen by the policy */
+    int32_t degree_count;
     bool json, bench;
     int32_t queued, decisions;
     double ageing; /* seconds; 0: the scheduler's default */
@@ -38,8 +42,8 @@ static kn_status parse_mix(const kn_option *option, const char *text)
         *(kn_mix *)option->out = (kn_mix)i;
         return KN_OK;
     }
-    return kn_fail(KN_INVALID, "--%s is \"%s\"; it must be tetriserve, genserve, bursty or uniform", option->name,
-                   text);
+    return kn_fail(KN_INVALID, "--%s is \"%s\"; it must be tetriserve, genserve, bursty, uniform or targets",
+                   option->name, text);
 }
 
 static kn_status parse_policy(const kn_option *option, const char *text)
@@ -65,7 +69,7 @@ static kn_status parse_plant(const kn_option *option, const char *text)
     }
     return kn_fail(KN_INVALID,
                    "--%s is \"%s\"; it must be none, double-booking, lost-job, overfill, skipped-text, repeated-slice, "
-                   "starvation or idleness",
+                   "starvation, idleness or stranger",
                    option->name, text);
 }
 
@@ -91,14 +95,36 @@ static kn_status parse_scales(const kn_option *option, const char *text)
     }
 }
 
+/* "chosen,1,8" */
+static kn_status parse_degrees(const kn_option *option, const char *text)
+{
+    static const char *const names[DEGREES_MAX] = {"chosen", "1", "2", "4", "8"};
+    settings *s = option->out;
+    s->degree_count = 0;
+    for (const char *at = text;; at++) {
+        const size_t bytes = strcspn(at, ",");
+        int i = 0;
+        while (i < DEGREES_MAX && (strlen(names[i]) != bytes || memcmp(names[i], at, bytes) != 0)) i++;
+        if (i == DEGREES_MAX || s->degree_count == DEGREES_MAX)
+            return kn_fail(KN_INVALID, "--%s is \"%s\"; it must be some of chosen,1,2,4,8", option->name, text);
+        s->degrees[s->degree_count++] = i == 0 ? 0 : 1 << (i - 1);
+        at += bytes;
+        if (*at == '\0') return KN_OK;
+    }
+}
+
 static kn_status parse_settings(settings *s, int argc, char **argv)
 {
     kn_simulate_params *p = &s->params;
     const kn_option options[] = {
-        {"mix", 0, "NAME", "tetriserve (default), genserve, bursty or uniform", parse_mix, &p->mix, NULL},
+        {"mix", 0, "NAME", "tetriserve (default), genserve, bursty, uniform or targets", parse_mix, &p->mix, NULL},
         {"policy", 'p', "NAME", "kinora, fifo, sjf, edf, srpt, edf-step; default all", parse_policy, s->policies, NULL},
         {"seed", 0, "N", "of the trace and the world; default 1", kn_cli_uint64, &p->seed, NULL},
         {"devices", 0, "N", "simulated devices; default 8", kn_cli_int32, &p->devices, NULL},
+        {"domain", 0, "N", "devices that can form groups together; default 0: none, 8 for targets", kn_cli_int32,
+         &p->domain, NULL},
+        {"degree", 0, "N,...", "with --domain: chosen (kinora only), 1, 2, 4, 8 for all slices; default all",
+         parse_degrees, s, NULL},
         {"jobs", 'n', "N", "requests in the trace; default 2000", kn_cli_int32, &p->jobs, NULL},
         {"load", 0, "X", "work that arrives / what the devices can do; default 0.9", kn_cli_double, &p->load, NULL},
         {"slo-scale", 0, "X,...", "deadlines' multiples; default 1.0,1.1,1.2,1.5", parse_scales, s, NULL},
@@ -121,6 +147,7 @@ static kn_status parse_settings(settings *s, int argc, char **argv)
     if (s->decisions > BENCH_DECISIONS_MAX)
         return kn_fail(KN_INVALID, "--decisions is %d; at most %d", s->decisions, BENCH_DECISIONS_MAX);
     p->ageing_ns = (int64_t)(s->ageing * 1e9);
+    if (p->domain < 0) p->domain = p->mix == KN_MIX_TARGETS ? DOMAIN : 0;
 fail:
     return st;
 }
@@ -182,34 +209,42 @@ static void add_json(report *out, const kn_simulate_params *p, const kn_simulate
                   (json_int_t)r->preemptions, "releases", (json_int_t)r->releases, "moves", (json_int_t)r->moves,
                   "demotions", (json_int_t)r->demotions, "failures", (json_int_t)r->failures, "decisions_per_second",
                   rate, "violations", (json_int_t)r->violations, "violation", r->violation);
+    json_t *groups = json_pack("{s:i,s:f,s:I,s:I,s:I}", "degree_fixed", p->degree_fixed, "degree_mean", r->degree,
+                               "decide_p50_ns", (json_int_t)r->decide_p50_ns, "decide_p99_ns",
+                               (json_int_t)r->decide_p99_ns, "decide_max_ns", (json_int_t)r->decide_max_ns);
     char fingerprint[17];
     snprintf(fingerprint, sizeof fingerprint, "%016llx", (unsigned long long)r->fingerprint);
     json_object_set_new(run, "fingerprint", json_string(fingerprint));
     json_object_update(run, more);
     json_object_update(run, counts);
+    json_object_update(run, groups);
+    json_decref(groups);
     json_decref(more);
     json_decref(counts);
     json_array_append_new(out->runs, run);
 }
 
-static void add_row(report *out, const kn_simulate_params *p, const kn_simulate_result *r, double rate)
+static void add_row(report *out, const kn_simulate_params *p, const kn_simulate_result *r)
 {
     kn_table *t = &out->table;
     kn_table_cell(t, "%.2f", p->slo_scale);
     kn_table_cell(t, "%s", kn_policy_name(p->policy));
+    if (p->domain > 0 && p->degree_fixed == 0)
+        kn_table_cell(t, "%.2f", r->degree);
+    else
+        kn_table_cell(t, "%d fixed", p->degree_fixed > 0 ? p->degree_fixed : 1);
     kn_table_cell(t, "%.1f %%", 100 * r->attainment);
     if (out->bound > 0)
         kn_table_cell(t, "%.1f %%", 100 * out->bound);
     else
         kn_table_cell(t, "-");
-    kn_table_cell(t, "%d", r->finished);
     kn_table_cell(t, "%.1f", r->p50);
     kn_table_cell(t, "%.1f", r->p95);
     kn_table_cell(t, "%.1f", r->p99);
     kn_table_cell(t, "%.1f %%", 100 * r->utilisation);
     kn_table_cell(t, "%.3f", r->jain);
     kn_table_cell(t, "%llu", (unsigned long long)r->preemptions);
-    kn_table_cell(t, "%.2f", rate * 1e-6);
+    kn_table_cell(t, "%.1f", (double)r->decide_p99_ns * 1e-3);
 }
 
 static kn_status run_one(const settings *s, kn_simulate_params *p, report *out)
@@ -224,17 +259,33 @@ static kn_status run_one(const settings *s, kn_simulate_params *p, report *out)
     if (s->json)
         add_json(out, p, &r, rate);
     else
-        add_row(out, p, &r, rate);
+        add_row(out, p, &r);
+fail:
+    return st;
+}
+
+/* Once, or where there can be groups, with each of the degrees asked for. */
+static kn_status run_degrees(const settings *s, kn_simulate_params *p, report *out)
+{
+    kn_status st = KN_OK;
+    for (int32_t i = 0; i < s->degree_count; i++) {
+        p->degree_fixed = p->domain > 0 ? s->degrees[i] : 0;
+        if (p->domain == 0 && i > 0) break;
+        if (p->domain > 0 && (p->degree_fixed > p->domain || p->degree_fixed > p->devices)) continue;
+        if (p->domain > 0 && p->degree_fixed == 0 && p->policy != KN_POLICY_KINORA) continue; /* they choose none */
+        KN_TRY(run_one(s, p, out));
+    }
 fail:
     return st;
 }
 
 static void put_head(const settings *s, kn_table *table)
 {
-    static const char *const head[] = {"scale", "policy", "on time", "bound", "finished",  "p50 s",
-                                       "p95 s", "p99 s",  "busy",    "Jain",  "preempted", "M/s"};
+    static const char *const head[] = {"scale", "policy", "devices", "on time", "bound",     "p50 s",
+                                       "p95 s", "p99 s",  "busy",    "Jain",    "preempted", "decide p99 us"};
     printf("mix %s, %d requests, %d devices, load %.2f, seed %llu\n", kn_mix_name(s->params.mix), s->params.jobs,
            s->params.devices, s->params.load, (unsigned long long)s->params.seed);
+    if (s->params.domain > 0) printf("groups among %d devices each\n", s->params.domain);
     for (size_t i = 0; i < sizeof head / sizeof *head; i++) kn_table_cell(table, "%s", head[i]);
 }
 
@@ -251,12 +302,13 @@ static kn_status run_all(const settings *s)
         for (int i = 0; i < KN_POLICIES; i++) {
             if (!s->policies[i]) continue;
             p.policy = (kn_policy_kind)i;
-            KN_TRY(run_one(s, &p, &out));
+            KN_TRY(run_degrees(s, &p, &out));
         }
     }
     if (s->json) {
-        json_t *root = json_pack("{s:s,s:I,s:i,s:i,s:f,s:O}", "mix", kn_mix_name(p.mix), "seed", (json_int_t)p.seed,
-                                 "devices", p.devices, "jobs", p.jobs, "load", p.load, "runs", out.runs);
+        json_t *root =
+            json_pack("{s:s,s:I,s:i,s:i,s:i,s:f,s:O}", "mix", kn_mix_name(p.mix), "seed", (json_int_t)p.seed, "devices",
+                      p.devices, "domain", p.domain, "jobs", p.jobs, "load", p.load, "runs", out.runs);
         if (!root || json_dumpf(root, stdout, JSON_INDENT(1)) != 0)
             st = kn_fail(KN_IO, "cannot write the JSON document");
         json_decref(root);
@@ -274,12 +326,15 @@ fail:
 
 int kn_cli_simulate(int argc, char **argv)
 {
-    settings s = {.params = {.seed = 1, .devices = DEVICES, .jobs = JOBS, .load = 0.9},
-                  .policies = {true, true, true, true, true, true},
-                  .scales = {1.0, 1.1, 1.2, 1.5},
-                  .scale_count = 4,
-                  .queued = BENCH_QUEUED,
-                  .decisions = BENCH_DECISIONS};
+    settings s = {
+        .params = {.seed = 1, .devices = DEVICES, .domain = -1, .jobs = JOBS, .load = 0.9, .clock = kn_clock_ns},
+        .policies = {true, true, true, true, true, true},
+        .scales = {1.0, 1.1, 1.2, 1.5},
+        .scale_count = 4,
+        .degrees = {0, 1, 2, 4, 8},
+        .degree_count = DEGREES_MAX,
+        .queued = BENCH_QUEUED,
+        .decisions = BENCH_DECISIONS};
     kn_status st = parse_settings(&s, argc, argv);
     if (st == KN_CANCELLED) return 0; /* --help */
     if (st == KN_OK) st = s.bench ? run_bench(&s) : run_all(&s);

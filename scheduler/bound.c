@@ -3,9 +3,10 @@
  * An upper bound on the number of deadlines any scheduler could meet, though it knew the whole trace before.
  *
  * The relaxation: all devices are one that is as fast as all together and may split every job as finely as it likes,
- * preempting without cost; a job needs only the device time it takes in the fullest pack (least_ns); parts of a job
- * count as parts. Jobs that could not be in time alone on an idle device (alone_ns) are late in any schedule and are
- * left out. Every real schedule is one of the relaxed ones, so the relaxed optimum is not below it.
+ * preempting without cost; a job needs only the device time it takes on one device in the fullest pack (least_ns):
+ * groups take more; parts of a job count as parts. Jobs that could not be in time alone on idle devices, in the best
+ * group (group_ns) and without the fixed costs that a pack could save (least_ns), are late in any schedule and are left
+ * out. Every real schedule is one of the relaxed ones, so the relaxed optimum is not below it.
  *
  * The optimum: the amounts of work that fit between release times and deadlines form a polymatroid, and a job's part
  * is worth the same for every job, so work of short jobs is worth most: taking jobs in order of size and giving each
@@ -143,7 +144,8 @@ kn_status kn_trace_bound(const kn_trace *trace, int32_t devices, double *out)
         if (job->terms.deadline_ns == KN_SCHEDULER_NO_DEADLINE || job->cancel_ns > 0) continue;
         timed++;
         /* Alone, but for what a pack could save it: a mate's text slice may stand for its own. */
-        if (job->terms.submitted_ns + job->least_ns > job->terms.deadline_ns) continue;
+        const int64_t saved = job->alone_ns - job->least_ns;
+        if (job->terms.submitted_ns + job->group_ns - saved > job->terms.deadline_ns) continue;
         r.items[r.count++] = (item){.release = (double)job->terms.submitted_ns * 1e-9,
                                     .deadline = (double)job->terms.deadline_ns * 1e-9,
                                     .work = (double)job->least_ns * 1e-9};

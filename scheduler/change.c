@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { WEIGHT_MAX = 1000, DIMENSION_MAX = 1 << 20, TOKENS_MAX = 1 << 26 };
+enum { SLACK_MEMORY = 16, WEIGHT_MAX = 1000, DIMENSION_MAX = 1 << 20, TOKENS_MAX = 1 << 26 };
 
 #define PIXELS_MAX (1 << 28)
 #define STALE 0.05 /* left_ns is brought up to date when a slice's prediction has changed by so much */
@@ -82,6 +82,19 @@ static kn_status check_seed(const kn_device_seed *seed)
 
 /* ---- jobs ---- */
 
+/* How much time jobs with deadlines have to spare when they come: slices that nobody is in a hurry for should not take
+ * longer where groups are chosen. */
+static void note_slack(kn_scheduler *s, const kn_core_job *job, int64_t now_ns)
+{
+    const int32_t device = kn_core_reference(s, &job->shape);
+    if (device == KN_NO_DEVICE || job->terms.deadline_ns == KN_SCHEDULER_NO_DEADLINE) return;
+    const int64_t spare = job->terms.deadline_ns - now_ns - kn_core_least(s, job);
+    kn_core_device *pool = &s->devices[s->devices[device].pool];
+    if (spare < 0) return;
+    pool->slack_ns = pool->timed_ns == 0 ? spare : pool->slack_ns + (spare - pool->slack_ns) / SLACK_MEMORY;
+    pool->timed_ns = now_ns;
+}
+
 static kn_status admit(kn_scheduler *s, const kn_change_job *change, int64_t now_ns)
 {
     kn_status st = KN_OK;
@@ -103,6 +116,7 @@ static kn_status admit(kn_scheduler *s, const kn_change_job *change, int64_t now
     kn_core_tenant *tenant = &s->tenants[job->terms.tenant];
     tenant->weight = job->terms.tenant_weight;
     if (tenant->unfinished++ == 0 && tenant->virtual_ns < s->virtual_ns) tenant->virtual_ns = s->virtual_ns;
+    note_slack(s, job, now_ns);
     kn_core_place(s, slot, now_ns);
 fail:
     return st;
@@ -179,6 +193,42 @@ fail:
 
 /* ---- devices ---- */
 
+void kn_core_seed(kn_core_device *d, int32_t index, const kn_cost_model *model)
+{
+    for (int k = 0; k < KN_STAGES; k++) {
+        kn_cost_seed(&d->fits[index][k], model, &d->terms.seed, (kn_stage)k, 1);
+        d->basis[index][k] = d->fits[index][k];
+    }
+    for (int32_t degree = 2; degree <= KN_SCHEDULER_DEGREE_MAX; degree++)
+        kn_cost_seed(kn_core_step_fit(d, index, degree), model, &d->terms.seed, KN_STAGE_DENOISE, degree);
+}
+
+/* The pool a device belongs to from its first UP on. */
+static int32_t pool_of(const kn_scheduler *s, int32_t device, int32_t domain)
+{
+    if (!kn_core_chooses(s, domain)) return device;
+    for (int32_t i = 0; i < KN_SCHEDULER_DEVICES_MAX; i++)
+        if (s->devices[i].known && s->devices[i].terms.domain == domain) return s->devices[i].pool;
+    return device;
+}
+
+/* First device of the fixed group; the device itself where there are none. */
+static int32_t first_of_group(const kn_scheduler *s, int32_t device)
+{
+    return device - device % kn_core_fixed(s, device);
+}
+
+/* A device takes slices when it is up; the first of a fixed group when all of the group are, the others never. */
+static void open_device(kn_scheduler *s, int32_t device)
+{
+    const int32_t first = first_of_group(s, device);
+    const kn_core_device *d = &s->devices[device];
+    for (int32_t i = first; i < first + kn_core_fixed(s, device); i++)
+        if (!s->devices[i].up || s->devices[i].terms.domain != d->terms.domain) return;
+    s->up |= UINT64_C(1) << first;
+    if (!s->devices[first].busy) s->idle |= UINT64_C(1) << first;
+}
+
 static kn_status check_device(const kn_scheduler *s, const kn_change_device *change)
 {
     kn_status st = KN_OK;
@@ -219,25 +269,49 @@ static kn_status device_up(kn_scheduler *s, const kn_change_device *change)
     if (d->known && d->terms.domain != change->domain)
         return kn_fail(KN_INVALID, "domain of device %d is %d; it was %d", change->index, change->domain,
                        d->terms.domain);
-    const uint64_t bit = UINT64_C(1) << change->index;
     const bool same = d->known && memcmp(&d->terms.seed, &change->seed, sizeof change->seed) == 0;
     d->terms = *change;
     d->terms.loadable |= change->models;
     if (!same) {
-        for (int m = 0; m < KN_SCHEDULER_MODELS_MAX; m++)
-            for (int k = 0; k < KN_STAGES; k++) kn_cost_seed(&d->fits[m][k], &s->models[m], &change->seed, (kn_stage)k);
-        memcpy(d->basis, d->fits, sizeof d->basis);
+        for (int m = 0; m < KN_SCHEDULER_MODELS_MAX; m++) kn_core_seed(d, m, &s->models[m]);
     }
     if (!d->known) {
         d->plan = kn_queue_empty();
         d->shed = KN_NO_SLOT;
+        d->leader = change->index;
+        d->pool = pool_of(s, change->index, change->domain);
+        s->devices[d->pool].members |= UINT64_C(1) << change->index;
     }
     d->known = d->up = true;
-    s->up |= bit;
-    if (!d->busy) s->idle |= bit;
+    open_device(s, change->index);
     set_models(s, d, change->models);
 fail:
     return st;
+}
+
+/* The devices of a slice are idle again. */
+static void free_members(kn_scheduler *s, int32_t leader)
+{
+    kn_core_device *d = &s->devices[leader];
+    for (uint64_t members = d->helpers | UINT64_C(1) << leader; members; members &= members - 1) {
+        const int32_t member = __builtin_ctzll(members);
+        s->devices[member].busy = false;
+        s->devices[member].leader = member;
+        s->idle |= s->up & UINT64_C(1) << member;
+    }
+    d->helpers = 0;
+}
+
+static void end_unnamed(kn_scheduler *s, int32_t slot, int64_t now_ns);
+
+/* A helper is gone: the slice has failed. */
+static void break_slice(kn_scheduler *s, int32_t leader, int64_t now_ns)
+{
+    kn_core_device *d = &s->devices[leader];
+    free_members(s, leader);
+    for (int32_t i = 0; i < d->running_count; i++)
+        if (d->running[i] != KN_NO_SLOT) end_unnamed(s, d->running[i], now_ns);
+    d->running_count = 0;
 }
 
 static kn_status device_down(kn_scheduler *s, int32_t device, int64_t now_ns)
@@ -245,9 +319,16 @@ static kn_status device_down(kn_scheduler *s, int32_t device, int64_t now_ns)
     if (device < 0 || device >= KN_SCHEDULER_DEVICES_MAX || !s->devices[device].up)
         return kn_fail(KN_NOT_FOUND, "device %d is not up", device);
     kn_core_device *d = &s->devices[device];
-    d->up = d->busy = false;
-    s->up &= ~(UINT64_C(1) << device);
-    s->idle &= ~(UINT64_C(1) << device);
+    const int32_t first = first_of_group(s, device);
+    const uint64_t closed = UINT64_C(1) << device | UINT64_C(1) << first;
+    d->up = false;
+    s->up &= ~closed;
+    s->idle &= ~closed;
+    if (d->busy && d->leader != device)
+        break_slice(s, d->leader, now_ns);
+    else
+        free_members(s, device);
+    const bool is_closed = (s->up & s->devices[s->devices[first].pool].members) == 0; /* nobody can keep the plan */
     for (int32_t slot = 0; slot < s->params.jobs; slot++) {
         const kn_core_job *job = &s->jobs[slot];
         if (!job->used) continue;
@@ -258,9 +339,9 @@ static kn_status device_down(kn_scheduler *s, int32_t device, int64_t now_ns)
             kn_core_forget(s, slot);
         } else if (job->device == device) {
             set_waiting(s, slot, job->saved_step, now_ns);
-        } else if (job->plan == device && job->place == KN_PLACE_PLAN) {
+        } else if (is_closed && job->place == KN_PLACE_PLAN && job->plan == s->devices[first].pool) {
             kn_core_unplace(s, slot);
-            kn_core_place(s, slot, now_ns);
+            if (job->device == KN_NO_DEVICE) kn_core_place(s, slot, now_ns);
         }
     }
     d->running_count = 0;
@@ -287,7 +368,8 @@ fail:
 static kn_status check_slice(const kn_scheduler *s, const kn_change_slice *slice)
 {
     kn_status st = KN_OK;
-    if (slice->device < 0 || slice->device >= KN_SCHEDULER_DEVICES_MAX || !s->devices[slice->device].busy)
+    if (slice->device < 0 || slice->device >= KN_SCHEDULER_DEVICES_MAX || !s->devices[slice->device].busy ||
+        s->devices[slice->device].leader != slice->device)
         return kn_fail(KN_NOT_FOUND, "no slice runs on device %d", slice->device);
     const kn_core_device *d = &s->devices[slice->device];
     KN_TRY(check_range("slice.measured_ns", slice->measured_ns, 0, KN_SCHEDULER_TIME_MAX));
@@ -307,39 +389,79 @@ fail:
     return st;
 }
 
+/* Degrees for which little was measured follow the one that was measured most. */
+static void follow(kn_core_device *d, int32_t model)
+{
+    const kn_cost_fit *measured = kn_core_step_fit(d, model, 1);
+    for (int32_t degree = 2; degree <= KN_SCHEDULER_DEGREE_MAX; degree++) {
+        const kn_cost_fit *fit = kn_core_step_fit(d, model, degree);
+        if (fit->measured > measured->measured) measured = fit;
+    }
+    for (int32_t degree = 1; degree <= KN_SCHEDULER_DEGREE_MAX; degree++) {
+        kn_cost_fit *fit = kn_core_step_fit(d, model, degree);
+        if (fit != measured && fit->measured < KN_COST_WARMUP) kn_cost_follow(fit, measured);
+    }
+}
+
+/* What a group was measured with, into the fits of all devices of its kind in the domain. */
+static void learn_group(kn_scheduler *s, const kn_core_device *leader, double work, int64_t measured_ns)
+{
+    for (uint64_t up = s->up & s->devices[leader->pool].members; up; up &= up - 1) {
+        kn_core_device *d = &s->devices[__builtin_ctzll(up)];
+        if (memcmp(&d->terms.seed, &leader->terms.seed, sizeof d->terms.seed) != 0) continue;
+        kn_cost_fit *fit = kn_core_step_fit(d, leader->running_model, leader->running_degree);
+        kn_cost_learn(fit, work, measured_ns);
+        follow(d, leader->running_model);
+    }
+}
+
 /* What was measured, into the cost model; left_ns follows when that changes much. */
 static void learn(kn_scheduler *s, kn_core_device *d, double work, int64_t measured_ns)
 {
     kn_cost_fit *fit = &d->fits[d->running_model][d->running_stage];
     kn_cost_fit *basis = &d->basis[d->running_model][d->running_stage];
     kn_cost_learn(fit, work, measured_ns);
+    if (d->running_stage == KN_STAGE_DENOISE) follow(d, d->running_model);
     const double was = kn_cost_predict(basis, work), is = kn_cost_predict(fit, work);
     if (fabs(is - was) <= STALE * was) return;
     *basis = *fit;
     s->refresh = 0;
 }
 
-/* A pack's time, shared by work: the fixed cost equally, the rest in proportion. */
+/* Of one job in the slice that a device leads. */
+static double work_of(const kn_core_device *d, const kn_core_job *job)
+{
+    if (d->running_degree > 1) return kn_cost_shared(&job->work, &d->terms.seed, d->running_degree);
+    return kn_cost_next(&job->work, &job->shape, &job->progress);
+}
+
+/* A pack's time on every device of its group, shared by work: the fixed cost equally, the rest in proportion. */
 static void account(kn_scheduler *s, kn_core_device *d, int64_t measured_ns)
 {
-    const kn_cost_fit *fit = &d->fits[d->running_model][d->running_stage];
+    const int32_t degree = d->running_degree;
+    const kn_cost_fit *fit =
+        degree > 1 ? kn_core_step_fit(d, d->running_model, degree) : &d->fits[d->running_model][d->running_stage];
     double work = 0;
-    for (int32_t i = 0; i < d->running_count; i++) {
-        const kn_core_job *job = &s->jobs[d->running[i]];
-        work += kn_cost_next(&job->work, &job->shape, &job->progress);
-    }
+    for (int32_t i = 0; i < d->running_count; i++) work += work_of(d, &s->jobs[d->running[i]]);
     const int64_t taken = measured_ns > 0 ? measured_ns : (int64_t)kn_cost_predict(fit, work);
     const double scale = (double)taken / kn_cost_predict(fit, work);
     for (int32_t i = 0; i < d->running_count; i++) {
         const kn_core_job *job = &s->jobs[d->running[i]];
-        const double own = kn_cost_next(&job->work, &job->shape, &job->progress);
-        kn_core_charge(s, job->terms.tenant, (int64_t)(scale * (fit->fixed / d->running_count + fit->rate * own)));
+        const double own = degree * scale * (fit->fixed / d->running_count + fit->rate * work_of(d, job));
+        kn_core_charge(s, job->terms.tenant, (int64_t)own);
     }
-    d->busy_ns += taken;
-    d->slices++;
-    d->aged_ns += taken / KN_SCHEDULER_AGED_SHARE - (d->running_aged ? taken : 0);
-    if (d->aged_ns > kn_core_aged_credit(s)) d->aged_ns = kn_core_aged_credit(s);
-    if (measured_ns > 0) learn(s, d, work, measured_ns);
+    for (uint64_t members = d->helpers | UINT64_C(1) << d->leader; members; members &= members - 1) {
+        kn_core_device *member = &s->devices[__builtin_ctzll(members)];
+        member->busy_ns += taken;
+        member->slices++;
+        member->aged_ns += taken / KN_SCHEDULER_AGED_SHARE - (d->running_aged ? taken : 0);
+        if (member->aged_ns > kn_core_aged_credit(s)) member->aged_ns = kn_core_aged_credit(s);
+    }
+    if (measured_ns == 0) return;
+    if (degree > 1)
+        learn_group(s, d, work, measured_ns);
+    else
+        learn(s, d, work, measured_ns);
 }
 
 static void end_job(kn_scheduler *s, const kn_slice_job *end, bool failed, int64_t now_ns)
@@ -392,8 +514,7 @@ static kn_status end_slice(kn_scheduler *s, const kn_change_slice *slice, bool f
     kn_core_device *d = &s->devices[slice->device];
     /* A pack that ran without some of its jobs teaches nothing about its cost. */
     if (!failed && slice->count > 0) account(s, d, slice->count == d->running_count ? slice->measured_ns : 0);
-    d->busy = false;
-    s->idle |= UINT64_C(1) << slice->device;
+    free_members(s, slice->device);
     for (int32_t i = 0; i < slice->count; i++) end_job(s, &slice->jobs[i], failed, now_ns);
     for (int32_t i = 0; i < d->running_count; i++)
         if (d->running[i] != KN_NO_SLOT) end_unnamed(s, d->running[i], now_ns); /* else it has left the device */

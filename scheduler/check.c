@@ -21,7 +21,8 @@ typedef struct checked_job {
 
 typedef struct checked_device {
     bool up, busy;
-    int64_t idle_ns; /* since when it has idled while jobs waited; 0: it has not */
+    int32_t domain, leader; /* leader: of the slice it is busy with */
+    int64_t idle_ns;        /* since when it has idled while jobs waited; 0: it has not */
     uint32_t models;
     uint64_t memory_bytes;
     uint64_t held[HELD_MAX]; /* keys of the jobs that hold memory there */
@@ -32,7 +33,7 @@ struct kn_check {
     const kn_trace *trace;
     checked_job *jobs; /* [trace->count] */
     checked_device devices[KN_SCHEDULER_DEVICES_MAX];
-    int32_t pack, waiting; /* waiting: jobs that reside nowhere and could be started */
+    int32_t pack, degree_max, waiting; /* waiting: jobs that reside nowhere and could be started */
     bool draining;
     int64_t wait_max_ns, longest_wait_ns, violations;
     char first[KN_SCHEDULER_REASON_BYTES];
@@ -48,12 +49,13 @@ static void KN_PRINTF(3, 4) violated(kn_check *c, int64_t now_ns, const char *fo
     va_end(arguments);
 }
 
-kn_status kn_check_create(kn_check **out, const kn_trace *trace, int32_t pack, int64_t wait_max_ns)
+kn_status kn_check_create(kn_check **out, const kn_trace *trace, int32_t pack, int32_t degree_max, int64_t wait_max_ns)
 {
     kn_check *c = kn_alloc(sizeof *c);
     if (!c) return KN_NOMEM;
     c->trace = trace;
     c->pack = pack;
+    c->degree_max = degree_max;
     c->wait_max_ns = wait_max_ns;
     c->jobs = kn_alloc_array((size_t)trace->count, sizeof *c->jobs);
     if (!c->jobs) {
@@ -130,9 +132,15 @@ static void leave(kn_check *c, uint64_t key, int32_t step)
     set_job(c, key, job);
 }
 
+static void free_members(kn_check *c, int32_t leader)
+{
+    for (int32_t i = 0; i < KN_SCHEDULER_DEVICES_MAX; i++)
+        if (c->devices[i].busy && c->devices[i].leader == leader) c->devices[i].busy = false;
+}
+
 static void end_slice(kn_check *c, const kn_change_slice *slice, bool failed, int64_t now_ns)
 {
-    c->devices[slice->device].busy = false;
+    free_members(c, slice->device);
     for (int32_t i = 0; i < slice->count; i++) {
         const kn_slice_job *end = &slice->jobs[i];
         checked_job job = c->jobs[end->key];
@@ -151,9 +159,14 @@ static void end_slice(kn_check *c, const kn_change_slice *slice, bool failed, in
 
 static void device_down(kn_check *c, int32_t device)
 {
-    c->devices[device].up = c->devices[device].busy = false;
+    const bool busy = c->devices[device].busy;
+    const int32_t leader = c->devices[device].leader;
+    if (busy) free_members(c, leader);
+    c->devices[device].up = false;
     for (int32_t i = 0; i < c->trace->count; i++) {
-        if (c->jobs[i].device == device) leave(c, (uint64_t)i, c->jobs[i].saved_step);
+        const checked_job *job = &c->jobs[i];
+        if (job->device == device || (busy && job->running && job->device == leader))
+            leave(c, (uint64_t)i, c->jobs[i].saved_step);
     }
 }
 
@@ -178,6 +191,7 @@ void kn_check_change(kn_check *c, const kn_change *change, int64_t now_ns)
     case KN_CHANGE_JOB_RELEASED: leave(c, key, change->job.progress.step); break;
     case KN_CHANGE_DEVICE_UP:
         c->devices[change->device.index].up = true;
+        c->devices[change->device.index].domain = change->device.domain;
         c->devices[change->device.index].models = change->device.models;
         c->devices[change->device.index].memory_bytes = change->device.memory_bytes;
         break;
@@ -192,10 +206,12 @@ void kn_check_change(kn_check *c, const kn_change *change, int64_t now_ns)
 
 /* ---- assignments ---- */
 
-static void check_memory(kn_check *c, const kn_assignment *a, int64_t now_ns)
+/* On one of its devices, while the slice runs. */
+static void check_memory(kn_check *c, const kn_assignment *a, int32_t device, int64_t now_ns)
 {
-    const checked_device *d = &c->devices[a->device];
+    const checked_device *d = &c->devices[device];
     uint64_t bytes = 0;
+    for (int32_t i = 0; device != a->device && i < a->count; i++) bytes += shape_of(c, a->jobs[i])->workspace_bytes;
     for (int m = 0; m < c->trace->model_count; m++)
         if (d->models >> m & 1) bytes += c->trace->models[m].resident_bytes;
     for (int32_t i = 0; i < d->held_count; i++) {
@@ -207,7 +223,7 @@ static void check_memory(kn_check *c, const kn_assignment *a, int64_t now_ns)
         if (job->running && a->stage <= KN_STAGE_DENOISE) bytes += shape->workspace_bytes;
     }
     if (bytes > d->memory_bytes)
-        violated(c, now_ns, "device %d needs %.2f GB of %.2f GB", a->device, (double)bytes * 1e-9,
+        violated(c, now_ns, "device %d needs %.2f GB of %.2f GB", device, (double)bytes * 1e-9,
                  (double)d->memory_bytes * 1e-9);
 }
 
@@ -236,14 +252,28 @@ static void check_member(kn_check *c, const kn_assignment *a, int32_t i, int64_t
     set_job(c, key, job);
 }
 
+static void check_group(kn_check *c, const kn_assignment *a, int64_t now_ns)
+{
+    if (a->degree < 1 || a->degree > c->degree_max || (a->degree > 1 && a->stage != KN_STAGE_DENOISE))
+        violated(c, now_ns, "a %s slice on %d devices", kn_stage_name(a->stage), a->degree);
+    if (a->members[0] != a->device) violated(c, now_ns, "device %d does not lead its group", a->device);
+    for (int32_t i = 0; i < a->degree && i < KN_SCHEDULER_DEGREE_MAX; i++) {
+        checked_device *member = &c->devices[a->members[i]];
+        if (!member->up) violated(c, now_ns, "device %d is down", a->members[i]);
+        if (member->busy) violated(c, now_ns, "device %d is in two slices", a->members[i]);
+        if (i > 0 && (member->domain == 0 || member->domain != c->devices[a->device].domain))
+            violated(c, now_ns, "devices %d and %d are of two domains", a->device, a->members[i]);
+        member->busy = true;
+        member->leader = a->device;
+    }
+}
+
 void kn_check_assignment(kn_check *c, const kn_assignment *a, int64_t now_ns)
 {
     checked_device *d = &c->devices[a->device];
-    if (!d->up) violated(c, now_ns, "device %d is down", a->device);
-    if (d->busy) violated(c, now_ns, "device %d runs two slices", a->device);
+    check_group(c, a, now_ns);
     if (c->draining) violated(c, now_ns, "device %d starts a slice while draining", a->device);
     if (a->count < 1 || a->count > c->pack) violated(c, now_ns, "a pack of %d jobs", a->count);
-    d->busy = true;
     for (int32_t i = 0; i < a->release_count; i++) {
         checked_job job = c->jobs[a->release[i]];
         if (job.device != a->device || job.running)
@@ -254,9 +284,13 @@ void kn_check_assignment(kn_check *c, const kn_assignment *a, int64_t now_ns)
     }
     d->models &= ~a->unload_models;
     if (a->load_model) d->models |= 1u << a->model;
-    if (!(d->models >> a->model & 1)) violated(c, now_ns, "device %d has not loaded the model", a->device);
+    for (int32_t i = 0; i < a->degree && i < KN_SCHEDULER_DEGREE_MAX; i++) {
+        checked_device *member = &c->devices[a->members[i]];
+        if (a->load_members >> i & 1) member->models |= 1u << a->model;
+        if (!(member->models >> a->model & 1)) violated(c, now_ns, "device %d has not loaded the model", a->members[i]);
+    }
     for (int32_t i = 0; i < a->count && i < KN_SCHEDULER_PACK_MAX; i++) check_member(c, a, i, now_ns);
-    check_memory(c, a, now_ns);
+    for (int32_t i = 0; i < a->degree && i < KN_SCHEDULER_DEGREE_MAX; i++) check_memory(c, a, a->members[i], now_ns);
 }
 
 void kn_check_quiet(kn_check *c, int64_t now_ns)

@@ -3,7 +3,9 @@
  * The property checker: an account of jobs and devices of its own, kept from nothing but the changes and assignments,
  * against which every assignment is held.
  *
- *   - a device runs one slice at a time, and only while it is up
+ *   - a device is in one slice at a time, and only while it is up
+ *   - the members of a group are distinct, of one domain, have loaded the model and room for the jobs' workspace; only
+ *     denoise slices have a group, and it is not larger than allowed
  *   - a job is in one slice at a time and resides on one device at a time; a pack is of one model and one kind
  *   - a job runs the slice that is next for it: nothing is left out, nothing is done twice
  *   - models, states, decoders and workspaces never exceed a device's memory
@@ -20,7 +22,7 @@
 typedef struct kn_check kn_check;
 
 /* Keys are indices into the trace, which must outlive the checker. */
-kn_status kn_check_create(kn_check **out, const kn_trace *trace, int32_t pack, int64_t wait_max_ns);
+kn_status kn_check_create(kn_check **out, const kn_trace *trace, int32_t pack, int32_t degree_max, int64_t wait_max_ns);
 void kn_check_destroy(kn_check **check);
 
 void kn_check_change(kn_check *check, const kn_change *change, int64_t now_ns);

@@ -23,10 +23,11 @@ enum {
 };
 
 /* The cost of the slice a job runs next, alone. */
-static int64_t next_ns(const kn_scheduler *s, const kn_core_job *job, int32_t device)
+int64_t kn_core_next_ns(const kn_scheduler *s, const kn_core_job *job, int32_t device)
 {
     const kn_stage stage = kn_job_next_stage(&job->shape, &job->progress);
     const double work = kn_cost_next(&job->work, &job->shape, &job->progress);
+    if (stage == KN_STAGE_DENOISE) return (int64_t)kn_core_step_ns(s, job, device, kn_core_fixed(s, device));
     return (int64_t)kn_cost_predict(&s->devices[device].fits[job->shape.model][stage], work);
 }
 
@@ -40,7 +41,7 @@ static void reconsider_residents(kn_scheduler *s, int32_t device, int64_t now_ns
         const kn_core_job *job = &s->jobs[slot];
         if (job->place != KN_PLACE_NOWHERE || job->removed || job->late) continue;
         if (job->terms.deadline_ns == KN_SCHEDULER_NO_DEADLINE || kn_core_plan(s, slot, device, now_ns)) continue;
-        if (now_ns + job->left_ns > job->terms.deadline_ns) kn_core_give_up(s, slot);
+        if (now_ns + kn_core_least(s, job) > job->terms.deadline_ns) kn_core_give_up(s, slot);
     }
 }
 
@@ -53,7 +54,7 @@ static void take_spare(kn_scheduler *s, int32_t device, int64_t now_ns)
         const kn_core_job *job = &s->jobs[slot];
         d->spare_key = s->nodes[slot].key;
         d->spare_seq = job->seq + 1;
-        if (kn_core_plan(s, slot, device, now_ns) || now_ns + job->left_ns <= job->terms.deadline_ns) continue;
+        if (kn_core_plan(s, slot, device, now_ns) || now_ns + kn_core_least(s, job) <= job->terms.deadline_ns) continue;
         kn_core_unplace(s, slot);
         kn_core_place(s, slot, now_ns);
     }
@@ -67,19 +68,19 @@ static int32_t first_waiting(const kn_scheduler *s, const kn_queue *plan)
     return slot;
 }
 
-/* A device without a plan takes over from the busy one that has most planned. */
+/* A pool without a plan takes over from the busy one that has most planned. */
 static void take_over(kn_scheduler *s, int32_t device, int64_t now_ns)
 {
     int32_t best = KN_NO_SLOT;
     int64_t most = 0;
-    if (s->devices[device].plan.root >= 0 || s->stats.planned == 0) return;
+    if (s->devices[s->devices[device].pool].plan.root >= 0 || s->stats.planned == 0) return;
     for (uint64_t others = s->up & ~s->idle; others; others &= others - 1) {
-        const kn_queue *plan = &s->devices[__builtin_ctzll(others)].plan;
-        if (kn_queue_sum(s->nodes, plan) <= most) continue;
-        const int32_t slot = first_waiting(s, plan);
+        const kn_core_device *pool = &s->devices[s->devices[__builtin_ctzll(others)].pool];
+        if ((pool->members & s->up & s->idle) != 0 || kn_queue_sum(s->nodes, &pool->plan) <= most) continue;
+        const int32_t slot = first_waiting(s, &pool->plan);
         if (slot < 0 || !kn_core_fits(s, &s->jobs[slot].shape, device)) continue;
         best = slot;
-        most = kn_queue_sum(s->nodes, plan);
+        most = kn_queue_sum(s->nodes, &pool->plan);
     }
     if (best >= 0) kn_core_plan(s, best, device, now_ns);
 }
@@ -142,7 +143,7 @@ static int32_t fair_resident(const kn_scheduler *s, const kn_core_device *d)
     return best;
 }
 
-static int32_t fair_lead(kn_scheduler *s, int32_t device, int *job_class)
+int32_t kn_core_fair_lead(kn_scheduler *s, int32_t device, int *job_class)
 {
     int waiting_class = KN_CLASS_LATE;
     const int32_t resident = fair_resident(s, &s->devices[device]);
@@ -188,14 +189,16 @@ static bool owes_aged(const kn_scheduler *s, int32_t device, int32_t slot, int64
     const int64_t credit = kn_core_aged_credit(s);
     /* In stretches, not slice by slice: they run into debt before they wait again. */
     if (d->aged_ns < (d->running_aged ? -credit : 0)) return false;
-    return d->running_aged || d->aged_ns >= credit || slack_of_plan(s, d, now_ns) >= next_ns(s, &s->jobs[slot], device);
+    return d->running_aged || d->aged_ns >= credit ||
+           slack_of_plan(s, &s->devices[d->pool], now_ns) >= kn_core_next_ns(s, &s->jobs[slot], device);
 }
 
 /* For a device with nothing to do: a spare job, though by this device's own reckoning it will be late. */
-static int32_t last_resort(kn_scheduler *s, int32_t device, int64_t now_ns)
+int32_t kn_core_last_resort(kn_scheduler *s, int32_t device, int64_t now_ns)
 {
     for (int32_t slot = s->spare.first; slot >= 0; slot = kn_queue_next(s->nodes, slot)) {
         if (!kn_core_fits(s, &s->jobs[slot].shape, device)) continue;
+        if (kn_core_chooses(s, s->devices[device].terms.domain)) return slot; /* it may yet be in time, in a group */
         if (!kn_core_plan(s, slot, device, now_ns)) {
             kn_core_unplace(s, slot);
             kn_core_give_up(s, slot);
@@ -206,30 +209,47 @@ static int32_t last_resort(kn_scheduler *s, int32_t device, int64_t now_ns)
     return KN_NO_SLOT;
 }
 
-static int32_t lead_kinora(kn_scheduler *s, int32_t device, int64_t now_ns, bool *aged)
+void kn_core_tidy(kn_scheduler *s, int32_t device, int64_t now_ns)
 {
-    kn_core_device *d = &s->devices[device];
     kn_core_relieve(s, device, now_ns);
     reconsider_residents(s, device, now_ns);
     take_spare(s, device, now_ns);
     take_over(s, device, now_ns);
+}
+
+int32_t kn_core_aged_lead(const kn_scheduler *s, int32_t device, int64_t now_ns)
+{
     const int32_t old = aged_lead(s, device, now_ns);
-    if (old >= 0 && owes_aged(s, device, old, now_ns)) {
+    return old >= 0 && owes_aged(s, device, old, now_ns) ? old : KN_NO_SLOT;
+}
+
+bool kn_core_comes_first(const kn_scheduler *s, int32_t planned, int32_t fair, int fair_class, int32_t device,
+                         int64_t now_ns)
+{
+    const kn_core_device *d = &s->devices[device], *pool = &s->devices[d->pool];
+    const kn_core_job *p = &s->jobs[planned], *f = &s->jobs[fair];
+    const int planned_class = 1 + (int)p->terms.priority;
+    const int64_t slice = kn_core_next_ns(s, f, device);
+    int64_t reserve = kn_queue_sum(s->nodes, &pool->plan) + RESERVE_SLICES * slice;
+    if (d->running_planned) reserve += reserve / 2; /* or the two would take turns at every slice */
+    if (fair_class < planned_class || slack_of_plan(s, pool, now_ns) < reserve) return true;
+    if (fair_class > planned_class) return false;
+    return s->tenants[f->terms.tenant].virtual_ns >= s->tenants[p->terms.tenant].virtual_ns;
+}
+
+static int32_t lead_kinora(kn_scheduler *s, int32_t device, int64_t now_ns, bool *aged)
+{
+    kn_core_tidy(s, device, now_ns);
+    const int32_t old = kn_core_aged_lead(s, device, now_ns);
+    if (old >= 0) {
         *aged = true;
         return old;
     }
     int fair_class;
-    const int32_t planned = d->plan.first, fair = fair_lead(s, device, &fair_class);
-    if (planned < 0 && fair < 0) return last_resort(s, device, now_ns);
+    const int32_t planned = s->devices[device].plan.first, fair = kn_core_fair_lead(s, device, &fair_class);
+    if (planned < 0 && fair < 0) return kn_core_last_resort(s, device, now_ns);
     if (planned < 0 || fair < 0) return planned < 0 ? fair : planned;
-    const kn_core_job *p = &s->jobs[planned], *f = &s->jobs[fair];
-    const int planned_class = 1 + (int)p->terms.priority;
-    const int64_t slice = next_ns(s, f, device);
-    int64_t reserve = kn_queue_sum(s->nodes, &d->plan) + RESERVE_SLICES * slice;
-    if (d->running_planned) reserve += reserve / 2; /* or the two would take turns at every slice */
-    if (fair_class < planned_class || slack_of_plan(s, d, now_ns) < reserve) return planned;
-    if (fair_class > planned_class) return fair;
-    return s->tenants[f->terms.tenant].virtual_ns < s->tenants[p->terms.tenant].virtual_ns ? fair : planned;
+    return kn_core_comes_first(s, planned, fair, fair_class, device, now_ns) ? planned : fair;
 }
 
 /* ---- the policies for comparison ---- */

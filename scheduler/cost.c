@@ -4,16 +4,44 @@
 #include <math.h>
 #include <string.h>
 
-#define FORGET (1.0 / 64)          /* weight of a new measurement in the fit */
-#define SCALE_STEP (1.0 / 16)      /* and in the common scale */
-#define ERROR_STEP (1.0 / 32)      /* and in the error */
-#define ERROR_START 0.25           /* before anything was measured */
-#define PULL 0.1                   /* of the common scale, in measurements */
-#define TOLERANCE 3.0              /* errors beyond so many usual ones are cut */
-#define TOLERANCE_LEAST 0.15       /* relative; noise of a healthy device */
-#define PART_LEAST 0.02            /* fixed and rate stay above this part of their scaled seed */
-#define DECODE_EFFICIENCY 0.2      /* convolutions of published decoders reach 12 to 18 % of a GPU's peak */
-#define MUX_NS_PER_PIXEL_FRAME 0.1 /* closing a file: copying compressed bytes */
+#define FORGET (1.0 / 64)            /* weight of a new measurement in the fit */
+#define SCALE_STEP (1.0 / 16)        /* and in the common scale */
+#define ERROR_STEP (1.0 / 32)        /* and in the error */
+#define ERROR_START 0.25             /* before anything was measured */
+#define PULL 0.1                     /* of the common scale, in measurements */
+#define TOLERANCE 3.0                /* errors beyond so many usual ones are cut */
+#define TOLERANCE_LEAST 0.15         /* relative; noise of a healthy device */
+#define PART_LEAST 0.02              /* fixed and rate stay above this part of their scaled seed */
+#define DECODE_EFFICIENCY 0.2        /* convolutions of published decoders reach 12 to 18 % of a GPU's peak */
+#define MUX_NS_PER_PIXEL_FRAME 0.1   /* closing a file: copying compressed bytes */
+#define HEAD_WIDTH 128               /* of published models: heads are not divided between devices */
+#define STATE_BYTES_PER_TOKEN 768    /* latents and two older predictions, 64 floats each */
+#define LINK_BYTES_PER_SECOND 3.7e11 /* all-to-all, each way; as benchmarks/scaling_model.py assumes */
+#define EXCHANGE_NS 12000
+
+enum {
+    EXCHANGES_PER_LAYER = 4, /* queries, keys, values and the result (engine/split.h) */
+    EXCHANGES_PER_SLICE = 3, /* state and text at the start, velocity at the end */
+};
+
+/* A group's two guidance branches go to two halves where it has halves. Of one branch's g members each sends 1 - 1/g of
+ * its rows at every exchange. */
+static void count_shared(kn_cost_work *out, const kn_cost_model *model, const kn_job_shape *shape, double attention)
+{
+    const int32_t heads = (model->heads_width + HEAD_WIDTH - 1) / HEAD_WIDTH;
+    for (int32_t degree = 1; degree <= KN_SCHEDULER_DEGREE_MAX; degree++) {
+        const int32_t branches = degree % 2 == 0 ? shape->sequences : 1, group = degree / branches;
+        const double sequences = (double)shape->sequences / branches;
+        const double share = (double)((heads + group - 1) / group) / heads;
+        const double rows = sequences * shape->tokens / group;
+        const double row = 2.0 * model->heads_width * (1 - 1.0 / group);
+        out->part[degree - 1] = (out->denoise - attention) / degree + attention / branches * share;
+        out->sent[degree - 1] = degree == 1 ? 0
+                                            : EXCHANGES_PER_LAYER * model->layers * rows * row +
+                                                  (double)shape->tokens * STATE_BYTES_PER_TOKEN +
+                                                  2.0 * shape->text_tokens * model->width;
+    }
+}
 
 void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_shape *shape)
 {
@@ -24,6 +52,7 @@ void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_s
     const double pixels = shape->pixels;
     out->text = shape->text_tokens * model->text_flop_per_token;
     out->denoise = shape->sequences * model->layers * layer;
+    count_shared(out, model, shape, shape->sequences * model->layers * 4 * n * n * a);
     out->decode_first = pixels * model->decode_flop;
     out->decode = out->decode_first * model->frames_per_latent;
     out->mux = pixels * (1 + (shape->latent_frames - 1.0) * model->frames_per_latent);
@@ -41,7 +70,14 @@ double kn_cost_next(const kn_cost_work *work, const kn_job_shape *shape, const k
     return 0;
 }
 
-void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_seed *seed, kn_stage stage)
+double kn_cost_shared(const kn_cost_work *work, const kn_device_seed *seed, int32_t degree)
+{
+    const double link = seed->link_bytes_per_second > 0 ? seed->link_bytes_per_second : LINK_BYTES_PER_SECOND;
+    return work->part[degree - 1] + work->sent[degree - 1] * (seed->flop_per_second / link);
+}
+
+void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_seed *seed, kn_stage stage,
+                  int32_t degree)
 {
     const double ns_per_flop = 1e9 / seed->flop_per_second;
     const double efficiency = seed->decode_efficiency > 0 ? seed->decode_efficiency : DECODE_EFFICIENCY;
@@ -53,11 +89,22 @@ void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_
     case KN_STAGE_MUX: rate = MUX_NS_PER_PIXEL_FRAME; break;
     case KN_STAGE_DONE: break;
     }
+    if (degree > 1)
+        fixed += (double)(seed->exchange_ns > 0 ? seed->exchange_ns : EXCHANGE_NS) *
+                 (EXCHANGES_PER_LAYER * model->layers + EXCHANGES_PER_SLICE);
     memset(fit, 0, sizeof *fit);
     fit->seed_fixed = fit->fixed = fixed;
     fit->seed_rate = fit->rate = rate;
     fit->scale = 1;
     fit->error = ERROR_START;
+}
+
+void kn_cost_follow(kn_cost_fit *fit, const kn_cost_fit *measured)
+{
+    fit->fixed = fit->seed_fixed * (measured->fixed / measured->seed_fixed);
+    fit->rate = fit->seed_rate * (measured->rate / measured->seed_rate);
+    fit->scale = measured->scale;
+    fit->error = measured->error;
 }
 
 static double median(const double *values, int64_t count)
@@ -112,7 +159,7 @@ void kn_cost_learn(kn_cost_fit *fit, double work, int64_t measured_ns)
     solve(fit);
 }
 
-double kn_cost_remaining(const kn_cost_fit *fits, const kn_cost_work *work, const kn_job_shape *shape,
+double kn_cost_remaining(const kn_cost_fit *fits, double step_ns, const kn_cost_work *work, const kn_job_shape *shape,
                          const kn_job_progress *progress)
 {
     const int32_t steps = shape->steps - progress->step;
@@ -121,7 +168,7 @@ double kn_cost_remaining(const kn_cost_fit *fits, const kn_cost_work *work, cons
     if (progress->done) return 0;
     if (steps > 0) {
         if (!progress->text) ns += kn_cost_predict(&fits[KN_STAGE_TEXT], work->text);
-        ns += steps * kn_cost_predict(&fits[KN_STAGE_DENOISE], work->denoise);
+        ns += steps * step_ns;
     }
     if (frames > 0) {
         const bool whole = progress->decoded == 0;

@@ -5,6 +5,11 @@
  * seeded from the model's dimensions and the device's speed and then fitted, per device, model and kind of slice, to
  * what was measured.
  *
+ * In a group of d devices the work is what each of them does, work / d, rounded up to whole attention heads, and the
+ * bytes that it sends, in FLOP by the ratio of compute speed and link rate; the fixed cost has every exchange's own in
+ * addition. Weights are still read and kernels still launched on every device, so that small slices gain little. Every
+ * degree has a fit of its own; one for which little was measured yet follows the one measured most.
+ *
  * The fit is least squares on ratios to the seed, in the coordinates (fixed / seeded fixed, rate / seeded rate), with
  * exponential forgetting and a weak pull towards a common scale, so that a device that only ever sees one size is
  * scaled as a whole. A measurement far from the prediction counts as if it were nearer (Huber 1964): one hiccup moves
@@ -29,6 +34,8 @@ typedef struct kn_cost_fit {
 /* The work of one job's slices, FLOP. */
 typedef struct kn_cost_work {
     double text, denoise, decode_first, decode, mux; /* each slice; decode_first: the first latent frame */
+    double part[KN_SCHEDULER_DEGREE_MAX];            /* of a denoise slice in a group of 1 + i: FLOP of one member */
+    double sent[KN_SCHEDULER_DEGREE_MAX]; /* and the bytes it sends, and is sent at the slice's start and end */
 } kn_cost_work;
 
 void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_shape *shape);
@@ -36,8 +43,15 @@ void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_s
 /* Work of the slice a job with this progress runs next. */
 double kn_cost_next(const kn_cost_work *work, const kn_job_shape *shape, const kn_job_progress *progress);
 
-/* A fit that knows only the seed. */
-void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_seed *seed, kn_stage stage);
+/* Work of a job's denoise slice for one member of a group, exchange included, FLOP. */
+double kn_cost_shared(const kn_cost_work *work, const kn_device_seed *seed, int32_t degree);
+
+/* A fit that knows only the seed. A degree above 1 is of a denoise slice. */
+void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_seed *seed, kn_stage stage,
+                  int32_t degree);
+
+/* Scales a fit for which little was measured like one for which something was. */
+void kn_cost_follow(kn_cost_fit *fit, const kn_cost_fit *measured);
 
 /* A slice of `work` FLOP took `measured_ns`. */
 void kn_cost_learn(kn_cost_fit *fit, double work, int64_t measured_ns);
@@ -47,8 +61,9 @@ static inline double kn_cost_predict(const kn_cost_fit *fit, double work)
     return fit->fixed + fit->rate * work;
 }
 
-/* Nanoseconds a job alone still needs, by the fits of one device and model, [KN_STAGES]. */
-double kn_cost_remaining(const kn_cost_fit *fits, const kn_cost_work *work, const kn_job_shape *shape,
+/* Nanoseconds a job alone still needs, by the fits of one device and model, [KN_STAGES], with `step_ns` for a denoise
+ * slice. */
+double kn_cost_remaining(const kn_cost_fit *fits, double step_ns, const kn_cost_work *work, const kn_job_shape *shape,
                          const kn_job_progress *progress);
 
 #endif

@@ -17,7 +17,7 @@ enum { WAITING_LOOKED_AT = 16 };
 #define PACK_GAIN 0.08
 
 typedef struct pack {
-    int32_t device, model, count;
+    int32_t device, model, count, degree;
     kn_stage stage;
     int32_t slots[KN_SCHEDULER_PACK_MAX];
     double work;       /* FLOP of the slice */
@@ -27,11 +27,6 @@ typedef struct pack {
     int32_t starting;  /* members that do not reside yet */
 } pack;
 
-static double next_work(const kn_core_job *job)
-{
-    return kn_cost_next(&job->work, &job->shape, &job->progress);
-}
-
 static uint64_t next_bytes(const kn_core_job *job)
 {
     return (job->device == KN_NO_DEVICE ? kn_core_held(job) : 0) + kn_core_extra(job);
@@ -39,7 +34,20 @@ static uint64_t next_bytes(const kn_core_job *job)
 
 static const kn_cost_fit *fit_of(const kn_scheduler *s, const pack *p, kn_stage stage)
 {
-    return &s->devices[p->device].fits[p->model][stage];
+    const kn_core_device *d = &s->devices[p->device];
+    return stage == KN_STAGE_DENOISE && p->degree > 1 ? &d->shared[p->model][p->degree - 2] : &d->fits[p->model][stage];
+}
+
+static double denoise_work(const kn_scheduler *s, const pack *p, const kn_core_job *job)
+{
+    if (p->degree == 1) return job->work.denoise;
+    return kn_cost_shared(&job->work, &s->devices[p->device].terms.seed, p->degree);
+}
+
+static double next_work(const kn_scheduler *s, const pack *p, const kn_core_job *job)
+{
+    if (p->stage == KN_STAGE_DENOISE) return denoise_work(s, p, job);
+    return kn_cost_next(&job->work, &job->shape, &job->progress);
 }
 
 static bool pays(const kn_cost_fit *fit, double work)
@@ -50,24 +58,27 @@ static bool pays(const kn_cost_fit *fit, double work)
 static void take(const kn_scheduler *s, pack *p, int32_t slot)
 {
     const kn_core_job *job = &s->jobs[slot];
-    const double work = next_work(job);
+    const double work = next_work(s, p, job);
     if (p->count > 0) p->longer_ns += (int64_t)(fit_of(s, p, p->stage)->rate * work);
     p->slots[p->count++] = slot;
     p->work += work;
     p->bytes += next_bytes(job);
     p->starting += job->device == KN_NO_DEVICE;
-    if (job->device == KN_NO_DEVICE) p->denoise += job->work.denoise;
+    if (job->device == KN_NO_DEVICE) p->denoise += denoise_work(s, p, job);
 }
 
 static pack start_pack(const kn_scheduler *s, int32_t device, int32_t lead)
 {
     const kn_core_device *d = &s->devices[device];
     const kn_core_job *job = &s->jobs[lead];
-    pack p = {.device = device, .model = job->shape.model, .stage = kn_job_next_stage(&job->shape, &job->progress)};
+    pack p = {.device = device,
+              .model = job->shape.model,
+              .degree = kn_core_fixed(s, device),
+              .stage = kn_job_next_stage(&job->shape, &job->progress)};
     for (int32_t i = 0; i < d->resident_count; i++) {
         const kn_core_job *other = &s->jobs[d->residents[i]];
         if (!other->removed && other->shape.model == p.model && other->progress.step < other->shape.steps)
-            p.denoise += other->work.denoise;
+            p.denoise += denoise_work(s, &p, other);
     }
     take(s, &p, lead);
     return p;
@@ -84,12 +95,24 @@ static bool in_pack(const pack *p, int32_t slot)
 static bool plan_allows(const kn_scheduler *s, int32_t device, const kn_core_job *job, int64_t longer_ns,
                         int64_t now_ns)
 {
-    const kn_queue *plan = &s->devices[device].plan;
+    const int32_t pool = s->devices[device].pool;
+    const kn_queue *plan = &s->devices[pool].plan;
+    const int32_t sharing = __builtin_popcountll(s->up & s->devices[pool].members);
+    longer_ns /= sharing > 0 ? sharing : 1;
     if (plan->root < 0 || kn_queue_slack(s->nodes, plan) - now_ns >= longer_ns) return true;
-    if (job->place != KN_PLACE_PLAN || job->plan != device) return false;
+    if (job->place != KN_PLACE_PLAN || job->plan != pool) return false;
     /* Work done on a planned job now is not left for later: only those before it are put off. */
     const int64_t slack = kn_queue_find(s->nodes, plan, job->terms.deadline_ns, job->seq).slack_before;
     return slack == INT64_MAX || slack - now_ns >= longer_ns;
+}
+
+/* Where groups are chosen: is a planned job in time though it goes on in such packs, on one device? */
+static bool has_time(const kn_scheduler *s, const pack *p, const kn_core_job *job, int64_t now_ns)
+{
+    if (!kn_core_chooses(s, s->devices[p->device].terms.domain) || job->place != KN_PLACE_PLAN) return true;
+    const double longer = (double)p->longer_ns + fit_of(s, p, p->stage)->rate * next_work(s, p, job);
+    const int32_t slices = 1 + job->shape.steps - job->progress.step;
+    return (double)(now_ns + job->left_ns) + longer * slices <= (double)job->terms.deadline_ns;
 }
 
 /* Adds a job if it can go along. */
@@ -100,9 +123,10 @@ static bool consider(const kn_scheduler *s, pack *p, int32_t slot, uint64_t room
     const kn_cost_fit *fit = fit_of(s, p, p->stage);
     if (p->count >= s->params.pack || job->removed || job->releasing || job->shape.model != p->model) return false;
     if (kn_job_next_stage(&job->shape, &job->progress) != p->stage || in_pack(p, slot)) return false;
-    const double work = next_work(job);
+    const double work = next_work(s, p, job);
     if (!pays(fit, p->work + work) || p->bytes + next_bytes(job) > room) return false;
     if (job->device == KN_NO_DEVICE && d->resident_count + p->starting >= KN_SCHEDULER_RESIDENTS_MAX) return false;
+    if (!has_time(s, p, job, now_ns) || !has_time(s, p, &s->jobs[p->slots[0]], now_ns)) return false;
     if (!plan_allows(s, p->device, job, p->longer_ns + (int64_t)(fit->rate * work), now_ns)) return false;
     take(s, p, slot);
     return true;
@@ -132,7 +156,7 @@ static void add_residents(const kn_scheduler *s, pack *p, uint64_t room, int64_t
 static int32_t list_waiting(const kn_scheduler *s, int32_t device, int32_t out[WAITING_LOOKED_AT])
 {
     int32_t count = 0, looked = 0;
-    for (int32_t at = s->devices[device].plan.first; at >= 0 && looked < WAITING_LOOKED_AT; looked++) {
+    for (int32_t at = s->devices[s->devices[device].pool].plan.first; at >= 0 && looked < WAITING_LOOKED_AT; looked++) {
         if (s->jobs[at].device == KN_NO_DEVICE) out[count++] = at;
         at = kn_queue_next(s->nodes, at);
     }
@@ -157,7 +181,8 @@ static void add_waiting(const kn_scheduler *s, pack *p, uint64_t room, int64_t n
     if (p->count >= s->params.pack || !pays(fit_of(s, p, p->stage), p->work) || !pays(denoise, p->denoise)) return;
     const int32_t count = list_waiting(s, p->device, waiting);
     for (int32_t i = 0; i < count; i++)
-        if (pays(denoise, p->denoise + s->jobs[waiting[i]].work.denoise)) consider(s, p, waiting[i], room, now_ns);
+        if (pays(denoise, p->denoise + denoise_work(s, p, &s->jobs[waiting[i]])))
+            consider(s, p, waiting[i], room, now_ns);
 }
 
 /* Between two denoise steps: a waiting job whose text should be encoded now so that it can join. */
@@ -173,7 +198,7 @@ static int32_t joins(const kn_scheduler *s, const pack *p, uint64_t room, int64_
         const kn_core_job *job = &s->jobs[waiting[i]];
         if (job->shape.model != p->model || in_pack(p, waiting[i])) continue;
         if (kn_job_next_stage(&job->shape, &job->progress) != KN_STAGE_TEXT) continue;
-        if (!pays(denoise, p->denoise + job->work.denoise) || p->bytes + next_bytes(job) > room) continue;
+        if (!pays(denoise, p->denoise + denoise_work(s, p, job)) || p->bytes + next_bytes(job) > room) continue;
         const int64_t longer = (int64_t)kn_cost_predict(text, job->work.text);
         if (kn_core_plain(s) || plan_allows(s, p->device, job, longer, now_ns)) return waiting[i];
     }
@@ -275,19 +300,6 @@ static void make_room(kn_scheduler *s, int32_t device, int32_t lead, kn_assignme
 
 /* ---- the assignment ---- */
 
-static kn_job_progress after(const kn_core_job *job)
-{
-    kn_job_progress next = job->progress;
-    switch (kn_job_next_stage(&job->shape, &job->progress)) {
-    case KN_STAGE_TEXT: next.text = true; break;
-    case KN_STAGE_DENOISE: next.step++; break;
-    case KN_STAGE_DECODE: next.decoded++; break;
-    case KN_STAGE_MUX: next.done = true; break;
-    case KN_STAGE_DONE: break;
-    }
-    return next;
-}
-
 static void start_member(kn_scheduler *s, int32_t slot, int32_t device)
 {
     kn_core_job *job = &s->jobs[slot];
@@ -297,11 +309,13 @@ static void start_member(kn_scheduler *s, int32_t slot, int32_t device)
             kn_core_unplace(s, slot);
             if (tenant->virtual_ns > s->virtual_ns) s->virtual_ns = tenant->virtual_ns;
         }
+        if (job->place == KN_PLACE_SPARE) kn_core_unplace(s, slot);
         kn_core_reside(s, slot, device);
     }
     job->running = true;
-    const kn_job_progress next = after(job);
-    const double left = kn_cost_remaining(s->devices[device].fits[job->shape.model], &job->work, &job->shape, &next);
+    kn_job_progress next = job->progress;
+    kn_core_advance(&job->shape, &next);
+    const double left = kn_core_remaining(s, job, &next, device, kn_core_fixed(s, device));
     kn_core_set_left(s, slot, left < (double)KN_QUEUE_WORK_MAX ? (int64_t)left : KN_QUEUE_WORK_MAX);
 }
 
@@ -321,48 +335,103 @@ static void emit(kn_scheduler *s, const pack *p, int64_t now_ns, kn_assignment *
     out->members[0] = p->device;
     out->count = p->count;
     count_preempted(s, d, p);
+    double work = 0; /* on this device alone */
     for (int32_t i = 0; i < p->count; i++) {
         out->jobs[i] = s->jobs[p->slots[i]].key;
-        if (s->jobs[p->slots[i]].device == KN_NO_DEVICE) out->start_mask |= 1u << i;
+        const kn_core_job *job = &s->jobs[p->slots[i]];
+        work += kn_cost_next(&job->work, &job->shape, &job->progress);
+        if (job->device == KN_NO_DEVICE) out->start_mask |= 1u << i;
         start_member(s, p->slots[i], p->device);
         d->running[i] = p->slots[i];
     }
-    out->expected_ns = (int64_t)kn_cost_predict(fit_of(s, p, p->stage), p->work);
+    out->expected_ns = (int64_t)kn_cost_predict(&d->fits[p->model][p->stage], work);
     d->running_count = p->count;
     d->running_model = p->model;
+    d->running_degree = 1;
+    d->helpers = 0;
+    d->leader = p->device;
     d->running_stage = p->stage;
     d->busy = true;
     d->free_ns = now_ns + out->expected_ns + (out->load_model ? d->terms.load_ns : 0);
     s->idle &= ~(UINT64_C(1) << p->device);
     s->stats.decisions++;
     s->stats.packed += (uint64_t)p->count;
+    s->stats.by_degree[0]++;
 }
 
-static bool decide(kn_scheduler *s, int32_t device, int64_t now_ns, kn_assignment *out)
+double kn_core_slice_ns(const kn_scheduler *s, const kn_assignment *a, int32_t degree)
+{
+    const kn_core_device *d = &s->devices[a->device];
+    double work = 0;
+    if (degree == 1) return (double)a->expected_ns; /* it starts alone */
+    for (int32_t i = 0; i < a->count; i++) work += kn_cost_shared(&s->jobs[d->running[i]].work, &d->terms.seed, degree);
+    return kn_cost_predict(&d->shared[a->model][degree - 2], work);
+}
+
+void kn_core_join(kn_scheduler *s, uint64_t helpers, int64_t now_ns, kn_assignment *out)
+{
+    kn_core_device *d = &s->devices[out->device];
+    const uint32_t bit = 1u << out->model;
+    int64_t load_ns = out->load_model ? d->terms.load_ns : 0;
+    s->stats.by_degree[out->degree - 1]--;
+    for (uint64_t left = helpers; left; left &= left - 1) {
+        const int32_t member = __builtin_ctzll(left);
+        kn_core_device *helper = &s->devices[member];
+        out->members[out->degree] = member;
+        if (!(helper->terms.models & bit)) {
+            out->load_members |= 1u << out->degree;
+            helper->terms.models |= bit;
+            helper->memory_used += s->models[out->model].resident_bytes;
+            s->refresh = 0;
+            if (helper->terms.load_ns > load_ns) load_ns = helper->terms.load_ns;
+        }
+        out->degree++;
+        helper->busy = true;
+        helper->leader = out->device;
+        s->idle &= ~(UINT64_C(1) << member);
+    }
+    s->stats.by_degree[out->degree - 1]++;
+    out->expected_ns = (int64_t)kn_core_slice_ns(s, out, out->degree);
+    d->running_degree = out->degree;
+    d->helpers |= helpers;
+    d->free_ns = now_ns + out->expected_ns + load_ns;
+    for (uint64_t left = d->helpers; left; left &= left - 1) s->devices[__builtin_ctzll(left)].free_ns = d->free_ns;
+}
+
+void kn_core_start(kn_scheduler *s, int32_t device, int32_t lead, bool aged, int64_t now_ns, kn_assignment *out)
 {
     kn_core_device *d = &s->devices[device];
-    bool aged;
-    int32_t lead = kn_core_lead(s, device, now_ns, &aged);
-    if (lead < 0) return false;
     /* Not the arrays: they are written as far as they are counted. */
     memset(out, 0, offsetof(kn_assignment, jobs));
-    out->start_mask = 0;
+    out->start_mask = out->load_members = 0;
     out->release_count = 0;
     make_room(s, device, lead, out);
     const uint64_t room = d->terms.memory_bytes - d->memory_used;
     pack p = start_pack(s, device, lead);
     add_residents(s, &p, room, now_ns);
-    const int32_t joining = joins(s, &p, room, now_ns);
+    /* Waiting jobs start on a device of their own while there is one. */
+    const uint64_t others = s->up & s->idle & s->devices[s->devices[device].pool].members & ~(UINT64_C(1) << device);
+    const int32_t joining = others ? KN_NO_SLOT : joins(s, &p, room, now_ns);
     if (joining >= 0) {
         p = start_pack(s, device, joining);
         add_residents(s, &p, room, now_ns);
     }
-    add_waiting(s, &p, room, now_ns);
+    if (!others) add_waiting(s, &p, room, now_ns);
     if (aged) s->jobs[lead].aged = true;
     d->running_aged = aged;
     d->running_planned = s->jobs[lead].place == KN_PLACE_PLAN;
     emit(s, &p, now_ns, out);
-    return true;
+    const int32_t fixed = kn_core_fixed(s, device);
+    const uint64_t group = ((UINT64_C(1) << fixed) - 1) << device; /* led by its first device */
+    if (p.stage == KN_STAGE_DENOISE && fixed > 1) kn_core_join(s, group & ~(UINT64_C(1) << device), now_ns, out);
+}
+
+static bool decide(kn_scheduler *s, int32_t device, int64_t now_ns, kn_assignment *out)
+{
+    bool aged;
+    const int32_t lead = kn_core_lead(s, device, now_ns, &aged);
+    if (lead >= 0) kn_core_start(s, device, lead, aged, now_ns, out);
+    return lead >= 0;
 }
 
 int32_t kn_scheduler_decide(kn_scheduler *s, int64_t now_ns, kn_assignment *out, int32_t max)
@@ -372,8 +441,17 @@ int32_t kn_scheduler_decide(kn_scheduler *s, int64_t now_ns, kn_assignment *out,
     if (now_ns < s->now_ns) now_ns = s->now_ns;
     s->now_ns = now_ns;
     kn_core_refresh(s);
-    for (uint64_t idle = s->up & s->idle; idle && count < max; idle &= idle - 1)
-        count += decide(s, __builtin_ctzll(idle), now_ns, &out[count]);
+    for (uint64_t idle = s->up & s->idle; idle && count < max;) {
+        const int32_t device = __builtin_ctzll(idle);
+        if (!kn_core_chooses(s, s->devices[device].terms.domain)) {
+            count += decide(s, device, now_ns, &out[count]);
+            idle &= idle - 1;
+            continue;
+        }
+        const int32_t pool = s->devices[device].pool;
+        count += kn_core_decide_pool(s, pool, now_ns, &out[count], max - count);
+        idle &= ~s->devices[pool].members;
+    }
     return count;
 }
 

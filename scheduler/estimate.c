@@ -8,7 +8,7 @@
  * of its class as much as fair sharing serves meanwhile: with P the work of those earlier jobs, the lesser of the
  * other's backlog and P x its weight / the own weight. All devices share it, each by how fast it would be with the job
  * in question: a device that takes four times as long serves a fourth. */
-#include "scheduler/state.h"
+#include "scheduler/packing.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -32,7 +32,7 @@ static int32_t capable_devices(const kn_scheduler *s, const kn_job_shape *shape)
 static double total_on(const kn_scheduler *s, const kn_core_job *job, int32_t device)
 {
     const kn_job_progress start = {0};
-    return kn_cost_remaining(s->devices[device].fits[job->shape.model], &job->work, &job->shape, &start);
+    return kn_core_remaining(s, job, &start, device, kn_core_fixed(s, device));
 }
 
 /* How fast a device is with this job, beside the one its times are given for: work of the one that takes `ns` there
@@ -62,8 +62,8 @@ static ahead before_queues(const kn_scheduler *s, const kn_core_job *job, int64_
     for (uint64_t up = s->up; up; up &= up - 1) {
         const int32_t device = __builtin_ctzll(up);
         const kn_core_device *d = &s->devices[device];
-        const int64_t ns =
-            kn_queue_sum(s->nodes, &d->plan) + d->fair_left_ns + kn_core_free_at(s, device, now_ns) - now_ns;
+        const int64_t planned = kn_queue_sum(s->nodes, &d->plan) * __builtin_popcountll(s->up & d->members);
+        const int64_t ns = planned + d->fair_left_ns + kn_core_free_at(s, device, now_ns) - now_ns;
         sum.ns += (int64_t)(speed(s, job, device) * (double)ns);
         sum.count += kn_queue_count(s->nodes, &d->plan);
     }
@@ -96,12 +96,27 @@ static ahead before_fair(const kn_scheduler *s, const kn_core_job *job, ahead ow
     return sum;
 }
 
-static void estimate_planned(const kn_scheduler *s, const kn_core_job *job, int64_t now_ns, kn_estimate *out)
+/* Where the packing has it, if it is among the first of the plan. */
+static void estimate_packed(const kn_scheduler *s, int32_t slot, int64_t now_ns, kn_estimate *out)
 {
+    kn_packing packing;
+    kn_packing_collect(s, s->jobs[slot].plan, now_ns, &packing);
+    kn_packing_lay(&packing);
+    for (int32_t i = 0; i < packing.count; i++) {
+        if (packing.jobs[i].slot != slot || !packing.jobs[i].fits) continue;
+        out->start_ns = packing.jobs[i].start_ns;
+        out->completion_ns = packing.jobs[i].done_ns;
+    }
+}
+
+static void estimate_planned(const kn_scheduler *s, int32_t slot, int64_t now_ns, kn_estimate *out)
+{
+    const kn_core_job *job = &s->jobs[slot];
     const kn_core_device *d = &s->devices[job->plan];
     const kn_queue_place place = kn_queue_find(s->nodes, &d->plan, job->terms.deadline_ns, job->seq);
-    out->start_ns = kn_core_free_at(s, job->plan, now_ns) + place.work;
+    out->start_ns = kn_core_plan_start(s, job->plan, now_ns) + place.work;
     out->completion_ns = out->start_ns + job->left_ns;
+    if (kn_core_chooses(s, d->terms.domain)) estimate_packed(s, slot, now_ns, out);
     out->position = 1 + place.count;
     for (int32_t i = 0; i < d->resident_count; i++) {
         const kn_core_job *other = &s->jobs[d->residents[i]];
@@ -156,7 +171,7 @@ kn_status kn_scheduler_estimate(const kn_scheduler *s, uint64_t key, int64_t now
         out->total_ns = (int64_t)total_on(s, job, reference);
     }
     if (job->place == KN_PLACE_PLAN)
-        estimate_planned(s, job, now_ns, out);
+        estimate_planned(s, slot, now_ns, out);
     else if (job->place == KN_PLACE_SPARE)
         estimate_spare(s, slot, capacity(s, job), now_ns, out);
     else if (job->place == KN_PLACE_FAIR)
@@ -197,24 +212,66 @@ static void refuse_large(const kn_scheduler *s, const kn_job_shape *shape, uint6
 /* Earliest completion on a device that breaks none of its deadlines: behind the last one that has not enough slack. */
 static int64_t earliest_on(const kn_scheduler *s, int32_t device, int64_t left_ns, int64_t now_ns)
 {
-    const kn_queue *plan = &s->devices[device].plan;
-    const int64_t start = kn_core_free_at(s, device, now_ns);
+    const int32_t pool = s->devices[device].pool;
+    const kn_queue *plan = &s->devices[pool].plan;
+    const int64_t start = kn_core_plan_start(s, pool, now_ns);
     const int32_t last = kn_queue_last_late(s->nodes, plan, start + left_ns);
     if (last < 0) return start + left_ns;
     const kn_queue_node *node = &s->nodes[last];
     return start + left_ns + kn_queue_find(s->nodes, plan, node->key, node->seq + 1).work;
 }
 
+/* The same where groups are chosen; *alone_ns: what it takes there with nothing else to do. */
+static int64_t earliest_packed(const kn_scheduler *s, const kn_core_job *job, int32_t device, int64_t now_ns,
+                               int64_t *alone_ns)
+{
+    const double longer = 1 + s->params.admission_margin / 100.0;
+    kn_packing packing, with;
+    kn_packed packed;
+    kn_packing_job(s, job, device, now_ns, &packed);
+    packed.steps *= longer;
+    packed.tail_ns = (int64_t)((double)packed.tail_ns * longer);
+    *alone_ns = (int64_t)kn_packing_least(&packed);
+    kn_packing_collect(s, s->devices[device].pool, now_ns, &packing);
+    int32_t fitting = 0, kept = 0;
+    kn_packing_lay(&packing);
+    for (int32_t i = 0; i < packing.count; i++) fitting += packing.jobs[i].fits;
+    with = packing;
+    kn_packing_add(&with, &packed);
+    kn_packing_lay(&with);
+    for (int32_t i = 0; i < with.count; i++) kept += with.jobs[i].fits;
+    for (int32_t i = 0; i < with.count && kept > fitting; i++)
+        if (with.jobs[i].slot == KN_NO_SLOT && with.jobs[i].fits) return with.jobs[i].done_ns;
+    packed.deadline_ns = KN_DEADLINE_FAR; /* behind all others */
+    packed.smallest = packed.best[packed.largest];
+    kn_packing_add(&packing, &packed);
+    kn_packing_lay(&packing);
+    for (int32_t i = 0; i < packing.count; i++)
+        if (packing.jobs[i].slot == KN_NO_SLOT && packing.jobs[i].fits) return packing.jobs[i].done_ns;
+    return now_ns + *alone_ns;
+}
+
 static void admit_timed(const kn_scheduler *s, const kn_core_job *job, int64_t now_ns, kn_admission *out)
 {
     int64_t earliest = INT64_MAX, alone = INT64_MAX;
+    uint64_t seen = 0; /* pools */
     for (uint64_t up = s->up; up; up &= up - 1) {
         const int32_t device = __builtin_ctzll(up);
         if (!kn_core_fits(s, &job->shape, device)) continue;
         int64_t left = kn_core_left(s, job, device);
         left += left / 100 * s->params.admission_margin;
-        const int64_t done = earliest_on(s, device, left, now_ns);
-        if (done < earliest) earliest = done;
+        if (kn_core_chooses(s, s->devices[device].terms.domain)) {
+            const int32_t pool = s->devices[device].pool;
+            if (seen >> pool & 1) continue;
+            seen |= UINT64_C(1) << pool;
+            const int64_t work = kn_core_plan_work(s, job, pool, left);
+            const int64_t fluid = earliest_on(s, device, work + work / 100 * s->params.admission_margin, now_ns);
+            const int64_t packed = earliest_packed(s, job, device, now_ns, &left);
+            if ((packed > fluid ? packed : fluid) < earliest) earliest = packed > fluid ? packed : fluid;
+        } else {
+            const int64_t done = earliest_on(s, device, left, now_ns);
+            if (done < earliest) earliest = done;
+        }
         if (now_ns + left < alone) alone = now_ns + left;
     }
     const int64_t deadline = job->terms.deadline_ns;
@@ -302,14 +359,14 @@ fail:
 int64_t kn_scheduler_job_ns(const kn_scheduler *s, const kn_job_shape *shape)
 {
     const kn_job_progress start = {0};
-    kn_cost_work work;
+    kn_core_job job = {.shape = *shape};
     double best = 0;
     if (kn_core_check_shape(s, shape) != KN_OK) return 0;
-    kn_cost_count(&work, &s->models[shape->model], shape);
+    kn_cost_count(&job.work, &s->models[shape->model], shape);
     for (uint64_t up = s->up; up; up &= up - 1) {
         const int32_t device = __builtin_ctzll(up);
         if (!kn_core_fits(s, shape, device)) continue;
-        const double ns = kn_cost_remaining(s->devices[device].fits[shape->model], &work, shape, &start);
+        const double ns = kn_core_remaining(s, &job, &start, device, kn_core_fixed(s, device));
         if (best == 0 || ns < best) best = ns;
     }
     return best < (double)KN_QUEUE_WORK_MAX ? (int64_t)best : KN_QUEUE_WORK_MAX;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Where a job that does not run belongs (state.h names the places), and the sums that follow from it. */
-#include "scheduler/state.h"
+#include "scheduler/packing.h"
 
 #include <math.h>
 
@@ -26,6 +26,49 @@ int32_t kn_core_reference(const kn_scheduler *s, const kn_job_shape *shape)
     return KN_NO_DEVICE;
 }
 
+void kn_core_advance(const kn_job_shape *shape, kn_job_progress *progress)
+{
+    switch (kn_job_next_stage(shape, progress)) {
+    case KN_STAGE_TEXT: progress->text = true; break;
+    case KN_STAGE_DENOISE: progress->step++; break;
+    case KN_STAGE_DECODE: progress->decoded++; break;
+    case KN_STAGE_MUX: progress->done = true; break;
+    case KN_STAGE_DONE: break;
+    }
+}
+
+int32_t kn_core_largest(const kn_scheduler *s, int32_t device)
+{
+    const kn_core_device *d = &s->devices[device];
+    const int32_t own = d->terms.degree_max > 0 ? d->terms.degree_max : KN_SCHEDULER_DEGREE_MAX;
+    const int32_t there = __builtin_popcountll(s->up & s->devices[d->pool].members);
+    const int32_t most = own < s->params.degree_max ? own : s->params.degree_max;
+    if (!kn_core_chooses(s, d->terms.domain) || there < 1) return 1;
+    return there < most ? there : most;
+}
+
+int32_t kn_core_in_pool(const kn_scheduler *s, const kn_job_shape *shape, int32_t pool)
+{
+    for (uint64_t up = s->up & s->devices[pool].members; up; up &= up - 1)
+        if (kn_core_fits(s, shape, __builtin_ctzll(up))) return __builtin_ctzll(up);
+    return KN_NO_DEVICE;
+}
+
+double kn_core_step_ns(const kn_scheduler *s, const kn_core_job *job, int32_t device, int32_t degree)
+{
+    const kn_core_device *d = &s->devices[device];
+    const int32_t model = job->shape.model;
+    if (degree == 1) return kn_cost_predict(&d->fits[model][KN_STAGE_DENOISE], job->work.denoise);
+    return kn_cost_predict(&d->shared[model][degree - 2], kn_cost_shared(&job->work, &d->terms.seed, degree));
+}
+
+double kn_core_remaining(const kn_scheduler *s, const kn_core_job *job, const kn_job_progress *progress, int32_t device,
+                         int32_t degree)
+{
+    return kn_cost_remaining(s->devices[device].fits[job->shape.model], kn_core_step_ns(s, job, device, degree),
+                             &job->work, &job->shape, progress);
+}
+
 int64_t kn_core_left(const kn_scheduler *s, const kn_core_job *job, int32_t device)
 {
     double ns;
@@ -36,7 +79,7 @@ int64_t kn_core_left(const kn_scheduler *s, const kn_core_job *job, int32_t devi
              (w->text + w->denoise * (job->shape.steps - job->progress.step) + w->decode * job->shape.latent_frames);
     } else {
         const kn_core_device *d = &s->devices[device];
-        ns = kn_cost_remaining(d->fits[job->shape.model], &job->work, &job->shape, &job->progress);
+        ns = kn_core_remaining(s, job, &job->progress, device, kn_core_fixed(s, device));
         if (!(d->terms.models >> job->shape.model & 1)) ns += (double)d->terms.load_ns;
     }
     return ns < (double)KN_QUEUE_WORK_MAX ? (int64_t)ns : KN_QUEUE_WORK_MAX;
@@ -46,6 +89,38 @@ int64_t kn_core_free_at(const kn_scheduler *s, int32_t device, int64_t now_ns)
 {
     const kn_core_device *d = &s->devices[device];
     return d->busy && d->free_ns > now_ns ? d->free_ns : now_ns;
+}
+
+int64_t kn_core_plan_start(const kn_scheduler *s, int32_t pool, int64_t now_ns)
+{
+    const uint64_t devices = s->up & s->devices[pool].members;
+    int64_t late = 0;
+    for (uint64_t left = devices; left; left &= left - 1)
+        late += kn_core_free_at(s, __builtin_ctzll(left), now_ns) - now_ns;
+    return devices ? now_ns + late / __builtin_popcountll(devices) : now_ns;
+}
+
+int64_t kn_core_plan_work(const kn_scheduler *s, const kn_core_job *job, int32_t pool, int64_t left_ns)
+{
+    const kn_core_device *p = &s->devices[pool];
+    const uint64_t devices = s->up & p->members;
+    if (!kn_core_chooses(s, p->terms.domain) || devices == 0) return left_ns;
+    const int32_t device = job->device != KN_NO_DEVICE ? job->device : kn_core_in_pool(s, &job->shape, pool);
+    kn_packed packed;
+    if (device == KN_NO_DEVICE) return left_ns;
+    kn_packing_job(s, job, device, s->now_ns, &packed);
+    const double ns = kn_packing_demand(&packed, s->now_ns) / __builtin_popcountll(devices);
+    return ns < (double)KN_QUEUE_WORK_MAX ? (int64_t)ns : KN_QUEUE_WORK_MAX;
+}
+
+int64_t kn_core_least(const kn_scheduler *s, const kn_core_job *job)
+{
+    const int32_t device = job->device != KN_NO_DEVICE ? job->device : kn_core_reference(s, &job->shape);
+    if (device == KN_NO_DEVICE || !kn_core_chooses(s, s->devices[device].terms.domain)) return job->left_ns;
+    kn_packed packed;
+    kn_packing_job(s, job, device, s->now_ns, &packed);
+    const double ns = kn_packing_least(&packed);
+    return ns < (double)job->left_ns ? (int64_t)ns : job->left_ns;
 }
 
 /* What giving the job up frees, for what it is worth. */
@@ -65,8 +140,8 @@ void kn_core_set_left(kn_scheduler *s, int32_t slot, int64_t left_ns)
     s->backlog_ns += more;
     switch (job->place) {
     case KN_PLACE_PLAN:
-        node->work = left_ns;
-        node->burden = burden_of(job, left_ns);
+        node->work = kn_core_plan_work(s, job, job->plan, left_ns);
+        node->burden = burden_of(job, node->work);
         kn_queue_update(s->nodes, slot);
         break;
     case KN_PLACE_SPARE:
@@ -91,7 +166,10 @@ void kn_core_refresh(kn_scheduler *s)
         const int32_t slot = s->refresh++;
         const kn_core_job *job = &s->jobs[slot];
         if (!job->used || job->removed || job->running) continue;
-        kn_core_set_left(s, slot, kn_core_left(s, job, job->place == KN_PLACE_PLAN ? job->plan : job->device));
+        const int32_t device = job->place == KN_PLACE_PLAN && job->device == KN_NO_DEVICE
+                                   ? kn_core_in_pool(s, &job->shape, job->plan)
+                                   : job->device;
+        kn_core_set_left(s, slot, kn_core_left(s, job, device));
     }
 }
 
@@ -218,13 +296,15 @@ int32_t kn_core_fair_first(kn_scheduler *s, int32_t device, int *job_class)
 static void plan_add(kn_scheduler *s, int32_t slot, int32_t device, int64_t left_ns)
 {
     kn_core_job *job = &s->jobs[slot];
+    const int32_t pool = s->devices[device].pool;
+    const int64_t work = kn_core_plan_work(s, job, pool, left_ns);
     kn_core_set_left(s, slot, left_ns);
     if (job->device != KN_NO_DEVICE) s->devices[job->device].fair_left_ns -= left_ns;
-    s->nodes[slot] = (kn_queue_node){
-        .key = job->terms.deadline_ns, .seq = job->seq, .work = left_ns, .burden = burden_of(job, left_ns)};
-    kn_queue_insert(s->nodes, &s->devices[device].plan, slot);
+    s->nodes[slot] =
+        (kn_queue_node){.key = job->terms.deadline_ns, .seq = job->seq, .work = work, .burden = burden_of(job, work)};
+    kn_queue_insert(s->nodes, &s->devices[pool].plan, slot);
     job->place = KN_PLACE_PLAN;
-    job->plan = device;
+    job->plan = pool;
     s->stats.planned++;
 }
 
@@ -232,8 +312,13 @@ static void plan_add(kn_scheduler *s, int32_t slot, int32_t device, int64_t left
 static bool plan_fits(const kn_scheduler *s, const kn_core_job *job, int32_t device, int64_t left_ns, int64_t now_ns,
                       int64_t *done_ns)
 {
-    const int64_t start = kn_core_free_at(s, device, now_ns);
-    const kn_queue_place place = kn_queue_find(s->nodes, &s->devices[device].plan, job->terms.deadline_ns, job->seq);
+    const int32_t pool = s->devices[device].pool;
+    const int64_t start = kn_core_plan_start(s, pool, now_ns);
+    const kn_queue_place place = kn_queue_find(s->nodes, &s->devices[pool].plan, job->terms.deadline_ns, job->seq);
+    if (kn_core_chooses(s, s->devices[device].terms.domain)) {
+        if (now_ns + kn_core_least(s, job) > job->terms.deadline_ns) return false;
+        left_ns = kn_core_plan_work(s, job, pool, left_ns);
+    }
     *done_ns = start + place.work + left_ns;
     return *done_ns <= job->terms.deadline_ns &&
            (place.slack_after == INT64_MAX || place.slack_after - left_ns >= start);
@@ -256,10 +341,12 @@ static int32_t plan_device(const kn_scheduler *s, const kn_core_job *job, int64_
 {
     int32_t best = KN_NO_DEVICE;
     int64_t best_ns = 0;
+    uint64_t seen = 0; /* pools */
     for (uint64_t up = s->up; up; up &= up - 1) {
         const int32_t device = __builtin_ctzll(up);
         int64_t done_ns;
-        if (!kn_core_fits(s, &job->shape, device)) continue;
+        if (!kn_core_fits(s, &job->shape, device) || seen >> s->devices[device].pool & 1) continue;
+        seen |= UINT64_C(1) << s->devices[device].pool;
         if (!plan_fits(s, job, device, kn_core_left(s, job, device), now_ns, &done_ns)) continue;
         if (best == KN_NO_DEVICE || done_ns < best_ns) {
             best = device;
@@ -274,8 +361,10 @@ static int32_t plan_device(const kn_scheduler *s, const kn_core_job *job, int64_
 static int32_t gives_way(kn_scheduler *s, int32_t slot, int32_t device, int64_t now_ns)
 {
     kn_core_job *job = &s->jobs[slot];
-    kn_queue *plan = &s->devices[device].plan;
-    const int64_t left = kn_core_left(s, job, device), start = kn_core_free_at(s, device, now_ns);
+    const int32_t pool = s->devices[device].pool;
+    kn_queue *plan = &s->devices[pool].plan;
+    const int64_t left = kn_core_plan_work(s, job, pool, kn_core_left(s, job, device)),
+                  start = kn_core_plan_start(s, pool, now_ns);
     if (plan->root < 0 || start + left > job->terms.deadline_ns) return KN_NO_SLOT;
     const float burden = burden_of(job, left);
     if (s->nodes[plan->root].burden_max < burden * SWAP_GAIN) return KN_NO_SLOT;
@@ -306,7 +395,7 @@ static void place_unplanned(kn_scheduler *s, int32_t slot, int64_t now_ns)
 {
     kn_core_job *job = &s->jobs[slot];
     kn_core_set_left(s, slot, kn_core_left(s, job, KN_NO_DEVICE));
-    if (now_ns + job->left_ns > job->terms.deadline_ns) {
+    if (now_ns + kn_core_least(s, job) > job->terms.deadline_ns) {
         kn_core_give_up(s, slot);
         fair_add(s, slot);
         return;
@@ -329,7 +418,7 @@ static void place_displaced(kn_scheduler *s, int32_t slot, int64_t now_ns)
 {
     kn_core_job *job = &s->jobs[slot];
     if (job->device != KN_NO_DEVICE) {
-        if (!job->late && now_ns + job->left_ns > job->terms.deadline_ns) kn_core_give_up(s, slot);
+        if (!job->late && now_ns + kn_core_least(s, job) > job->terms.deadline_ns) kn_core_give_up(s, slot);
         return;
     }
     if (!place_planned(s, slot, now_ns)) place_unplanned(s, slot, now_ns);
@@ -339,14 +428,16 @@ static void place_displaced(kn_scheduler *s, int32_t slot, int64_t now_ns)
 static bool place_instead(kn_scheduler *s, int32_t slot, int64_t now_ns)
 {
     int32_t best = KN_NO_SLOT;
+    uint64_t seen = 0; /* pools */
     for (uint64_t up = s->up; up; up &= up - 1) {
         const int32_t device = __builtin_ctzll(up);
-        if (!kn_core_fits(s, &s->jobs[slot].shape, device)) continue;
+        if (!kn_core_fits(s, &s->jobs[slot].shape, device) || seen >> s->devices[device].pool & 1) continue;
+        seen |= UINT64_C(1) << s->devices[device].pool;
         const int32_t out = gives_way(s, slot, device, now_ns);
         if (out >= 0 && (best < 0 || s->nodes[out].burden > s->nodes[best].burden)) best = out;
     }
     if (best < 0) return false;
-    const int32_t device = s->jobs[best].plan;
+    const int32_t device = kn_core_in_pool(s, &s->jobs[slot].shape, s->jobs[best].plan);
     kn_core_unplace(s, best);
     plan_add(s, slot, device, kn_core_left(s, &s->jobs[slot], device));
     place_displaced(s, best, now_ns);
@@ -391,15 +482,19 @@ static int64_t tolerance(const kn_core_device *d)
     return (int64_t)(fit->fixed * fit->error);
 }
 
+void kn_core_displace(kn_scheduler *s, int32_t slot, int64_t now_ns)
+{
+    kn_core_unplace(s, slot);
+    place_displaced(s, slot, now_ns);
+}
+
 void kn_core_relieve(kn_scheduler *s, int32_t device, int64_t now_ns)
 {
-    kn_core_device *d = &s->devices[device];
-    const int64_t start = kn_core_free_at(s, device, now_ns) - tolerance(d);
+    kn_core_device *d = &s->devices[s->devices[device].pool];
+    const int64_t start = kn_core_plan_start(s, d->pool, now_ns) - tolerance(&s->devices[device]);
     for (;;) {
         const int32_t late = kn_queue_first_late(s->nodes, &d->plan, start);
         if (late < 0) return;
-        const int32_t out = kn_queue_heaviest(s->nodes, &d->plan, late);
-        kn_core_unplace(s, out);
-        place_displaced(s, out, now_ns);
+        kn_core_displace(s, kn_queue_heaviest(s->nodes, &d->plan, late), now_ns);
     }
 }

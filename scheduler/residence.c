@@ -4,6 +4,7 @@
 #include "scheduler/state.h"
 
 #include <assert.h>
+#include <string.h>
 
 uint64_t kn_core_need(const kn_scheduler *s, const kn_job_shape *shape)
 {
@@ -14,7 +15,8 @@ uint64_t kn_core_need(const kn_scheduler *s, const kn_job_shape *shape)
 bool kn_core_fits(const kn_scheduler *s, const kn_job_shape *shape, int32_t device)
 {
     const kn_core_device *d = &s->devices[device];
-    return d->up && d->terms.loadable >> shape->model & 1 && kn_core_need(s, shape) <= d->terms.memory_bytes;
+    return s->up >> device & 1 && d->terms.loadable >> shape->model & 1 &&
+           kn_core_need(s, shape) <= d->terms.memory_bytes;
 }
 
 uint64_t kn_core_held(const kn_core_job *job)
@@ -32,6 +34,19 @@ uint64_t kn_core_extra(const kn_core_job *job)
     case KN_STAGE_DONE: break;
     }
     return 0;
+}
+
+bool kn_core_can_help(const kn_scheduler *s, int32_t device, int32_t leader, int32_t model, uint64_t bytes)
+{
+    const kn_core_device *d = &s->devices[device], *l = &s->devices[leader];
+    if (device == leader || !d->up || d->busy || d->terms.domain == 0 || d->terms.domain != l->terms.domain)
+        return false;
+    if (memcmp(&d->terms.seed, &l->terms.seed, sizeof d->terms.seed) != 0) return false;
+    if (!(d->terms.models >> model & 1)) {
+        if (!(d->terms.loadable >> model & 1)) return false;
+        bytes += s->models[model].resident_bytes;
+    }
+    return d->memory_used + bytes <= d->terms.memory_bytes;
 }
 
 void kn_core_reside(kn_scheduler *s, int32_t slot, int32_t device)

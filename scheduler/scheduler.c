@@ -153,10 +153,7 @@ kn_status kn_scheduler_set_model(kn_scheduler *s, int32_t index, const kn_cost_m
         kn_core_device *d = &s->devices[i];
         if (!d->known) continue;
         if (d->terms.models >> index & 1) d->memory_used += m->resident_bytes - s->models[index].resident_bytes;
-        for (int k = 0; k < KN_STAGES; k++) {
-            kn_cost_seed(&d->fits[index][k], m, &d->terms.seed, (kn_stage)k);
-            d->basis[index][k] = d->fits[index][k];
-        }
+        kn_core_seed(d, index, m);
     }
     s->models[index] = *m;
     return KN_OK;

@@ -82,8 +82,8 @@ typedef struct kn_scheduler_params {
     int64_t fair_quantum_ns;  /* a tenant may run ahead of one that waits by so much; 0: 20 s */
     int32_t admission_margin; /* percent a deadline promise allows for what the cost model does not know; 0: 5 */
     int32_t degree_max;       /* most devices in a group; 0: KN_SCHEDULER_DEGREE_MAX; 1: no groups */
-    int32_t degree_fixed;     /* 0: chosen at every slice. 1, 2, 4, 8: for comparison. The devices of a domain form
-                                 groups of so many for good, in order of index; each is scheduled as one device */
+    int32_t degree_fixed;     /* 0: chosen at every slice. 1, 2, 4, 8: for comparison. Devices i d .. i d + d - 1 of
+                                 one domain are a group for good, which is scheduled as one device */
 } kn_scheduler_params;
 
 typedef struct kn_scheduler kn_scheduler;
@@ -246,7 +246,7 @@ typedef struct kn_assignment {
     kn_stage stage;
     bool load_model;                          /* `model` is not loaded there; answer with KN_CHANGE_MODEL_LOADED */
     uint32_t unload_models;                   /* bit per model index; of the leader */
-    int32_t degree;                           /* devices that run it: 1, 2, 4 or 8 */
+    int32_t degree;                           /* devices that run it, 1 .. */
     int32_t members[KN_SCHEDULER_DEGREE_MAX]; /* [degree] distinct devices of one domain; [0] is `device` */
     uint32_t load_members; /* bit i, i > 0: `model` is not loaded on members[i]; answer as for load_model */
     int32_t count;
@@ -313,19 +313,20 @@ int64_t kn_scheduler_job_ns(const kn_scheduler *scheduler, const kn_job_shape *s
 /* ---- figures ---- */
 
 typedef struct kn_scheduler_stats {
-    int32_t queued[KN_PRIORITIES];  /* waiting */
-    int32_t paused[KN_PRIORITIES];  /* resident, no slice runs */
-    int32_t running[KN_PRIORITIES]; /* in a slice */
-    int32_t planned;                /* jobs whose deadline is planned for */
-    int32_t late;                   /* unfinished jobs whose deadline can no longer be met */
-    int64_t backlog_ns;             /* device time all unfinished jobs still need */
-    uint64_t decisions;             /* assignments so far */
-    uint64_t packed;                /* jobs in them */
-    uint64_t preemptions;           /* slices after which an unfinished job was paused for another */
-    uint64_t releases;              /* unfinished jobs released to make room */
-    uint64_t moves;                 /* jobs started on another device than before */
-    uint64_t demotions;             /* deadlines given up */
-    double cost_error;              /* as kn_estimate.error, over all devices and kinds */
+    int32_t queued[KN_PRIORITIES];               /* waiting */
+    int32_t paused[KN_PRIORITIES];               /* resident, no slice runs */
+    int32_t running[KN_PRIORITIES];              /* in a slice */
+    int32_t planned;                             /* jobs whose deadline is planned for */
+    int32_t late;                                /* unfinished jobs whose deadline can no longer be met */
+    int64_t backlog_ns;                          /* device time all unfinished jobs still need */
+    uint64_t decisions;                          /* assignments so far */
+    uint64_t packed;                             /* jobs in them */
+    uint64_t by_degree[KN_SCHEDULER_DEGREE_MAX]; /* of them on 1 + i devices */
+    uint64_t preemptions;                        /* slices after which an unfinished job was paused for another */
+    uint64_t releases;                           /* unfinished jobs released to make room */
+    uint64_t moves;                              /* jobs started on another device than before */
+    uint64_t demotions;                          /* deadlines given up */
+    double cost_error;                           /* as kn_estimate.error, over all devices and kinds */
 } kn_scheduler_stats;
 
 void kn_scheduler_read_stats(const kn_scheduler *scheduler, kn_scheduler_stats *out);

@@ -57,6 +57,7 @@ typedef struct world_device {
     kn_assignment slice; /* current */
     int64_t started_ns, busy_ns, took_ns;
     uint32_t epoch; /* counts slices and failures */
+    int32_t leader; /* of the slice it is busy with */
     bool up, busy;
 } world_device;
 
@@ -74,19 +75,23 @@ typedef struct world {
     uint64_t next_seq;
     int32_t unfinished; /* requests that have not ended */
     uint64_t fingerprint, failures;
+    uint64_t denoise_slices, denoise_devices; /* devices: summed over slices */
+    int64_t *took_ns;                         /* of calls of decide, where they are timed */
+    int32_t took_count, took_capacity;
     kn_assignment out[ASSIGNMENTS];
 } world;
 
 const char *kn_mix_name(kn_mix mix)
 {
-    static const char *const names[KN_MIXES] = {"tetriserve", "genserve", "bursty", "uniform"};
+    static const char *const names[KN_MIXES] = {"tetriserve", "genserve", "bursty", "uniform", "targets"};
     return (unsigned)mix < KN_MIXES ? names[mix] : "unknown";
 }
 
 const char *kn_plant_name(kn_plant plant)
 {
-    static const char *const names[KN_PLANTS] = {"none",         "double-booking", "lost-job",   "overfill",
-                                                 "skipped-text", "repeated-slice", "starvation", "idleness"};
+    static const char *const names[KN_PLANTS] = {"none",       "double-booking", "lost-job",
+                                                 "overfill",   "skipped-text",   "repeated-slice",
+                                                 "starvation", "idleness",       "stranger"};
     return (unsigned)plant < KN_PLANTS ? names[plant] : "unknown";
 }
 
@@ -194,6 +199,7 @@ static kn_status device_up(world *w, int32_t device)
 {
     kn_change truth = {.kind = KN_CHANGE_DEVICE_UP, .device = w->trace.device};
     truth.device.index = device;
+    truth.device.domain = w->params->domain > 0 ? 1 + device / w->params->domain : 0;
     kn_change told = truth;
     if (w->params->plant == KN_PLANT_OVERFILL) told.device.memory_bytes *= 2;
     w->devices[device].up = true;
@@ -209,14 +215,37 @@ static kn_status device_up(world *w, int32_t device)
     return tell(w, &truth, &told);
 }
 
+/* The devices of a slice are idle again. */
+static void free_members(world *w, int32_t leader)
+{
+    const kn_assignment *a = &w->devices[leader].slice;
+    for (int32_t i = 0; i < a->degree; i++) {
+        world_device *d = &w->devices[a->members[i]];
+        d->busy = false;
+        d->busy_ns += w->now_ns - w->devices[leader].started_ns;
+    }
+}
+
+/* One of its devices is gone, and with it what the slice computed: a helper's jobs go back to their checkpoints. */
+static void break_slice(world *w, int32_t leader, int32_t gone)
+{
+    world_device *d = &w->devices[leader];
+    free_members(w, leader);
+    d->epoch++;
+    for (int32_t i = 0; leader != gone && i < d->slice.count; i++) {
+        world_job *job = &w->jobs[d->slice.jobs[i]];
+        job->progress = (kn_job_progress){.step = job->saved_step};
+        job->epoch++;
+    }
+}
+
 static kn_status device_fails(world *w, int32_t device)
 {
     kn_status st = KN_OK;
     world_device *d = &w->devices[device];
     const kn_change change = {.kind = KN_CHANGE_DEVICE_DOWN, .device = {.index = device}};
-    if (d->busy) d->busy_ns += w->now_ns - d->started_ns;
-    d->up = d->busy = false;
-    d->epoch++;
+    if (d->busy) break_slice(w, d->leader, device);
+    d->up = false;
     w->failures++;
     for (int32_t i = 0; i < w->trace.count; i++) { /* a release that was not confirmed never will be */
         if (w->jobs[i].leaving != 1 + device) continue;
@@ -253,8 +282,7 @@ static kn_status slice_ends(world *w, int32_t device)
     world_device *d = &w->devices[device];
     kn_slice_job ends[KN_SCHEDULER_PACK_MAX], told_ends[KN_SCHEDULER_PACK_MAX];
     const bool fails = w->params->failure_mean > 0 && kn_random_below(&w->random, FAILED_SLICE_RARITY) == 0;
-    d->busy = false;
-    d->busy_ns += w->now_ns - d->started_ns;
+    free_members(w, device);
     for (int32_t i = 0; i < d->slice.count; i++) {
         world_job *job = &w->jobs[d->slice.jobs[i]];
         if (fails) {
@@ -302,9 +330,11 @@ static int64_t slice_takes(world *w, const kn_assignment *a)
         const kn_job_shape *shape = &w->trace.jobs[a->jobs[i]].shape;
         kn_cost_work own;
         kn_cost_count(&own, &w->trace.models[a->model], shape);
-        work += kn_cost_next(&own, shape, &w->jobs[a->jobs[i]].progress);
+        work += a->degree > 1 ? kn_cost_shared(&own, &w->trace.seed, a->degree)
+                              : kn_cost_next(&own, shape, &w->jobs[a->jobs[i]].progress);
     }
-    double ns = kn_cost_predict(&w->trace.truth[a->model][a->stage], work);
+    double ns = kn_cost_predict(
+        a->degree > 1 ? &w->trace.shared[a->model][a->degree - 2] : &w->trace.truth[a->model][a->stage], work);
     ns *= 1 + NOISE * kn_random_unit(&w->random);
     if (kn_random_below(&w->random, HICCUP_RARITY) == 0) ns *= HICCUP;
     return 1 + (int64_t)ns;
@@ -322,6 +352,7 @@ static void note(world *w, const kn_assignment *a)
     h = mix_in(h, (uint64_t)a->device << 32 | (uint64_t)a->stage << 16 | a->start_mask);
     for (int32_t i = 0; i < a->count; i++) h = mix_in(h, a->jobs[i]);
     for (int32_t i = 0; i < a->release_count; i++) h = mix_in(h, ~a->release[i]);
+    for (int32_t i = 1; i < a->degree; i++) h = mix_in(h, (uint64_t)a->members[i]);
     w->fingerprint = h;
 }
 
@@ -341,6 +372,7 @@ static kn_status run_slice(world *w, const kn_assignment *a)
     kn_assignment seen = *a;
     note(w, a);
     if (a->stage == KN_STAGE_TEXT && strikes(w, KN_PLANT_SKIPPED_TEXT, PLANT_RARITY)) seen.stage = KN_STAGE_DENOISE;
+    if (a->degree > 1 && strikes(w, KN_PLANT_STRANGER, PLANT_RARITY)) seen.members[a->degree - 1] = a->device;
     kn_check_assignment(w->check, &seen, w->now_ns);
     if (strikes(w, KN_PLANT_DOUBLE_BOOKING, PLANT_RARITY)) kn_check_assignment(w->check, &seen, w->now_ns);
     for (int32_t i = 0; i < a->release_count; i++) {
@@ -350,13 +382,33 @@ static kn_status run_slice(world *w, const kn_assignment *a)
     }
     start_jobs(w, a);
     d->slice = *a;
-    d->busy = true;
     d->started_ns = w->now_ns;
     d->took_ns = slice_takes(w, a);
-    const int64_t load = a->load_model ? w->trace.device.load_ns : 0;
+    for (int32_t i = 0; i < a->degree; i++) {
+        w->devices[a->members[i]].busy = true;
+        w->devices[a->members[i]].leader = a->device;
+    }
+    if (a->stage == KN_STAGE_DENOISE) {
+        w->denoise_slices++;
+        w->denoise_devices += (uint64_t)a->degree;
+    }
+    const int64_t load = a->load_model || a->load_members ? w->trace.device.load_ns : 0;
     KN_TRY(push(w, w->now_ns + load + d->took_ns, EVENT_SLICE, a->device, ++d->epoch));
 fail:
     return st;
+}
+
+static kn_status time_decision(world *w, int64_t took_ns)
+{
+    if (w->took_count == w->took_capacity) {
+        const int32_t capacity = w->took_capacity * 2 + 256;
+        int64_t *grown = kn_realloc(w->took_ns, (size_t)capacity * sizeof *grown);
+        if (!grown) return KN_NOMEM;
+        w->took_ns = grown;
+        w->took_capacity = capacity;
+    }
+    w->took_ns[w->took_count++] = took_ns;
+    return KN_OK;
 }
 
 static kn_status decide(world *w)
@@ -365,7 +417,9 @@ static kn_status decide(world *w)
     uint64_t keys[KN_SCHEDULER_RESIDENTS_MAX];
     int32_t device, count;
     do {
+        const int64_t start = w->params->clock ? w->params->clock() : 0;
         count = kn_scheduler_decide(w->scheduler, w->now_ns, w->out, ASSIGNMENTS);
+        if (w->params->clock) KN_TRY(time_decision(w, w->params->clock() - start));
         for (int32_t i = 0; i < count; i++) KN_TRY(run_slice(w, &w->out[i]));
     } while (count > 0);
     while ((count = kn_scheduler_orphans(w->scheduler, &device, keys, KN_SCHEDULER_RESIDENTS_MAX)) > 0) {
@@ -374,7 +428,8 @@ static kn_status decide(world *w)
             kn_check_change(w->check, &change, w->now_ns);
         }
     }
-    kn_check_quiet(w->check, w->now_ns);
+    if (w->params->degree_fixed <= 1)
+        kn_check_quiet(w->check, w->now_ns); /* fixed groups idle while one member is down */
 fail:
     return st;
 }
@@ -441,6 +496,22 @@ static kn_status read_latencies(const world *w, kn_simulate_result *out)
     return KN_OK;
 }
 
+static int compare_times(const void *a, const void *b)
+{
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void read_times(world *w, kn_simulate_result *out)
+{
+    const int32_t n = w->took_count;
+    if (n == 0) return;
+    qsort(w->took_ns, (size_t)n, sizeof *w->took_ns, compare_times);
+    out->decide_p50_ns = w->took_ns[n / 2];
+    out->decide_p99_ns = w->took_ns[(int64_t)n * 99 / 100];
+    out->decide_max_ns = w->took_ns[n - 1];
+}
+
 static void read_deadlines(const world *w, kn_simulate_result *out)
 {
     for (int32_t i = 0; i < w->trace.count; i++) {
@@ -478,7 +549,7 @@ static double jain(const world *w)
     return squares > 0 ? sum * sum / (n * squares) : 1;
 }
 
-static kn_status read_result(const world *w, kn_simulate_result *out)
+static kn_status read_result(world *w, kn_simulate_result *out)
 {
     kn_status st = KN_OK;
     kn_scheduler_stats stats;
@@ -488,6 +559,8 @@ static kn_status read_result(const world *w, kn_simulate_result *out)
     out->jobs = w->trace.count;
     KN_TRY(read_latencies(w, out));
     read_deadlines(w, out);
+    read_times(w, out);
+    out->degree = w->denoise_slices ? (double)w->denoise_devices / (double)w->denoise_slices : 1;
     out->jain = jain(w);
     for (int32_t i = 0; i < w->params->devices; i++) busy += (double)w->devices[i].busy_ns;
     out->span = (double)w->last_end_ns * 1e-9;
@@ -518,6 +591,8 @@ static kn_status check_params(const kn_simulate_params *p)
     if ((unsigned)p->plant >= KN_PLANTS) return kn_fail(KN_INVALID, "no plant of number %d", (int)p->plant);
     if (p->devices < 1 || p->devices > KN_SCHEDULER_DEVICES_MAX)
         return kn_fail(KN_INVALID, "devices is %d; it must be 1 to %d", p->devices, KN_SCHEDULER_DEVICES_MAX);
+    if (p->domain < 0 || p->domain > KN_SCHEDULER_DEVICES_MAX)
+        return kn_fail(KN_INVALID, "domain is %d; it must be 0 to %d", p->domain, KN_SCHEDULER_DEVICES_MAX);
     if (p->jobs < 1 || p->jobs > KN_SIMULATE_JOBS_MAX)
         return kn_fail(KN_INVALID, "jobs is %d; it must be 1 to %d", p->jobs, KN_SIMULATE_JOBS_MAX);
     if (!(p->load >= 0.01 && p->load <= 100)) return kn_fail(KN_INVALID, "load is %g; it must be 0.01 to 100", p->load);
@@ -545,7 +620,10 @@ static kn_status set_up(world *w, const kn_simulate_params *p)
     kn_scheduler_params params = {.policy = p->policy,
                                   .jobs = p->jobs < KN_SIMULATE_QUEUE_MAX ? p->jobs : KN_SIMULATE_QUEUE_MAX,
                                   .ageing_ns = p->plant == KN_PLANT_STARVATION ? KN_SCHEDULER_TIME_MAX : p->ageing_ns,
-                                  .pack = p->pack};
+                                  .pack = p->pack,
+                                  .degree_max = p->degree_max,
+                                  .degree_fixed = p->degree_fixed};
+    const int32_t degree_max = p->degree_max > 0 ? p->degree_max : KN_SCHEDULER_DEGREE_MAX;
     w->params = p;
     w->random.state = p->seed ^ UINT64_C(0x5851f42d4c957f2d);
     w->random.state = kn_random_next(&w->random);
@@ -555,8 +633,8 @@ static kn_status set_up(world *w, const kn_simulate_params *p)
     w->jobs = kn_alloc_array((size_t)w->trace.count, sizeof *w->jobs);
     if (!w->jobs) KN_TRY(KN_NOMEM);
     KN_TRY(kn_scheduler_create(&w->scheduler, &params));
-    KN_TRY(
-        kn_check_create(&w->check, &w->trace, p->pack > 0 ? p->pack : KN_SCHEDULER_PACK_MAX, wait_max(p, &w->trace)));
+    KN_TRY(kn_check_create(&w->check, &w->trace, p->pack > 0 ? p->pack : KN_SCHEDULER_PACK_MAX, degree_max,
+                           wait_max(p, &w->trace)));
     for (int32_t m = 0; m < w->trace.model_count; m++)
         KN_TRY(kn_scheduler_set_model(w->scheduler, m, &w->trace.models[m]));
 fail:
@@ -570,6 +648,7 @@ static void tear_down(world *w)
     kn_trace_release(&w->trace);
     kn_free(w->jobs);
     kn_free(w->events);
+    kn_free(w->took_ns);
     kn_free(w);
 }
 

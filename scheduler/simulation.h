@@ -14,10 +14,11 @@ typedef enum kn_mix {
     KN_MIX_GENSERVE,   /* images and videos on the same devices, Poisson, deadlines */
     KN_MIX_BURSTY,     /* execution times and arrivals (CV 12) of a production trace; tenants, classes */
     KN_MIX_UNIFORM,    /* videos of many sizes, Poisson; tenants with weights, classes, some deadlines */
+    KN_MIX_TARGETS, /* images as in TETRISERVE, with the published targets: 1.5, 2, 3 and 5 s whatever a device does */
     KN_MIXES,
 } kn_mix;
 
-const char *kn_mix_name(kn_mix mix); /* "tetriserve", "genserve", "bursty", "uniform" */
+const char *kn_mix_name(kn_mix mix); /* "tetriserve", "genserve", "bursty", "uniform", "targets" */
 
 /* Bugs planted between the scheduler and the world, to see that the checker notices them. */
 typedef enum kn_plant {
@@ -29,6 +30,7 @@ typedef enum kn_plant {
     KN_PLANT_REPEATED_SLICE, /* now and then the scheduler does not learn that a text slice was done */
     KN_PLANT_STARVATION,     /* ageing is switched off, the checker still expects it */
     KN_PLANT_IDLENESS,       /* the scheduler is never told of the first device */
+    KN_PLANT_STRANGER,       /* now and then a device is in a group twice */
     KN_PLANTS,
 } kn_plant;
 
@@ -45,8 +47,10 @@ typedef struct kn_simulate_params {
     uint64_t seed;
     kn_mix mix;
     kn_policy_kind policy;
-    int32_t devices;     /* 1 .. KN_SCHEDULER_DEVICES_MAX */
-    int32_t jobs;        /* requests in the trace */
+    int32_t devices;                  /* 1 .. KN_SCHEDULER_DEVICES_MAX */
+    int32_t domain;                   /* devices per domain, which can form groups; 0: each is alone */
+    int32_t degree_max, degree_fixed; /* as in kn_scheduler_params */
+    int32_t jobs;                     /* requests in the trace */
     double load;         /* work that arrives per second / work the devices can do alone, without packing */
     double slo_scale;    /* deadlines are this many times their base */
     int64_t ageing_ns;   /* 0: the scheduler's default */
@@ -57,6 +61,7 @@ typedef struct kn_simulate_params {
     bool tight_memory;   /* devices hold two or three jobs instead of many */
     int64_t wait_max_ns; /* longest time without service the checker accepts; 0: computed from the trace */
     kn_plant plant;
+    int64_t (*clock)(void); /* nanoseconds, to time decisions by; NULL: they are not timed */
 } kn_simulate_params;
 
 typedef struct kn_simulate_kind {
@@ -75,6 +80,8 @@ typedef struct kn_simulate_result {
     double span;         /* seconds simulated */
     double cost_error;   /* of the scheduler's predictions at the end, mean over kinds of slice */
     double longest_wait; /* seconds a job was without service */
+    double degree;       /* mean devices per denoise slice */
+    int64_t decide_p50_ns, decide_p99_ns, decide_max_ns; /* of one kn_scheduler_decide, by params.clock */
     uint64_t decisions, preemptions, releases, moves, demotions, failures;
     int32_t kind_count;
     kn_simulate_kind kinds[KN_SIMULATE_KINDS_MAX];

@@ -22,6 +22,7 @@ typedef struct kn_trace_job {
     kn_job_terms terms;
     int64_t cancel_ns; /* 0: not cancelled */
     int64_t alone_ns;  /* what it takes alone on an idle device, at best */
+    int64_t group_ns;  /* and in the best group there can be, at best */
     int64_t least_ns;  /* device time it takes at least, in the fullest pack */
     int32_t kind;
 } kn_trace_job;
@@ -37,8 +38,10 @@ typedef struct kn_trace {
     int32_t model_count;
     kn_cost_model models[KN_TRACE_MODELS];
     kn_cost_fit truth[KN_TRACE_MODELS][KN_STAGES]; /* what slices really cost, before noise, which only adds */
-    kn_change_device device;                       /* as the scheduler is told */
-    int64_t work_ns;                               /* of all jobs, each alone */
+    kn_cost_fit shared[KN_TRACE_MODELS][KN_SCHEDULER_DEGREE_MAX - 1]; /* denoise slices in groups of 2 + i */
+    kn_device_seed seed;                                              /* of the truth */
+    kn_change_device device;                                          /* as the scheduler is told */
+    int64_t work_ns;                                                  /* of all jobs, each alone */
 } kn_trace;
 
 kn_status kn_trace_create(kn_trace *out, const kn_simulate_params *params);

@@ -58,16 +58,18 @@ static void adds_up_what_remains(void **state)
     shape.steps = 3;
     shape.latent_frames = 2;
     kn_cost_count(&work, &wan, &shape);
-    for (int k = 0; k < KN_STAGES; k++) kn_cost_seed(&fits[k], &wan, &seed, (kn_stage)k);
+    for (int k = 0; k < KN_STAGES; k++) kn_cost_seed(&fits[k], &wan, &seed, (kn_stage)k, 1);
     kn_job_progress p = {0};
     double sum = 0;
-    const double whole = kn_cost_remaining(fits, &work, &shape, &p);
+    const double whole =
+        kn_cost_remaining(fits, kn_cost_predict(&fits[KN_STAGE_DENOISE], work.denoise), &work, &shape, &p);
     static const kn_stage expected[] = {KN_STAGE_TEXT,   KN_STAGE_DENOISE, KN_STAGE_DENOISE, KN_STAGE_DENOISE,
                                         KN_STAGE_DECODE, KN_STAGE_DECODE,  KN_STAGE_MUX,     KN_STAGE_DONE};
     for (int i = 0; i < 8; i++) {
         const kn_stage stage = kn_job_next_stage(&shape, &p);
         assert_int_equal(stage, expected[i]);
-        near(kn_cost_remaining(fits, &work, &shape, &p) + 1, whole - sum + 1, 1e-9);
+        near(kn_cost_remaining(fits, kn_cost_predict(&fits[KN_STAGE_DENOISE], work.denoise), &work, &shape, &p) + 1,
+             whole - sum + 1, 1e-9);
         if (stage == KN_STAGE_DONE) break;
         sum += kn_cost_predict(&fits[stage], kn_cost_next(&work, &shape, &p));
         p.text = true;
@@ -84,7 +86,7 @@ static void fits_what_is_measured(void **state)
     (void)state;
     kn_cost_fit fit;
     kn_random random = {3};
-    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE);
+    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE, 1);
     const double fixed = 3 * fit.seed_fixed, rate = 1.6 * fit.seed_rate;
     for (int i = 0; i < 400; i++) {
         const double work = 1e12 * (1 + kn_random_below(&random, 40));
@@ -101,7 +103,7 @@ static void scales_as_a_whole(void **state)
 {
     (void)state;
     kn_cost_fit fit;
-    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE);
+    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE, 1);
     for (int i = 0; i < 50; i++) kn_cost_learn(&fit, 5e12, (int64_t)(2.5 * (fit.seed_fixed + fit.seed_rate * 5e12)));
     near(fit.fixed, 2.5 * fit.seed_fixed, 0.02);
     near(fit.rate, 2.5 * fit.seed_rate, 0.02);
@@ -112,7 +114,7 @@ static void survives_hiccups(void **state)
 {
     (void)state;
     kn_cost_fit fit;
-    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE);
+    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE, 1);
     const double truth = fit.seed_fixed + fit.seed_rate * 5e12;
     kn_cost_learn(&fit, 5e12, (int64_t)(40 * truth)); /* the very first: kernels are being loaded */
     for (int i = 0; i < 4; i++) kn_cost_learn(&fit, 5e12, (int64_t)truth);
@@ -126,7 +128,7 @@ static void follows_a_lasting_change(void **state)
 {
     (void)state;
     kn_cost_fit fit;
-    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE);
+    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE, 1);
     const double truth = fit.seed_fixed + fit.seed_rate * 5e12;
     for (int i = 0; i < 200; i++) kn_cost_learn(&fit, 5e12, (int64_t)truth);
     assert_true(fit.error < 0.01);
@@ -144,7 +146,7 @@ static void never_predicts_nonsense(void **state)
     (void)state;
     kn_cost_fit fit;
     kn_random random = {11};
-    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE);
+    kn_cost_seed(&fit, &wan, &seed, KN_STAGE_DENOISE, 1);
     for (int i = 0; i < 5000; i++) {
         const double work = exp(10 + 25 * kn_random_unit(&random));
         kn_cost_learn(&fit, work, 1 + (int64_t)exp(35 * kn_random_unit(&random)));
