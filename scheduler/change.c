@@ -373,6 +373,7 @@ static kn_status check_slice(const kn_scheduler *s, const kn_change_slice *slice
         return kn_fail(KN_NOT_FOUND, "no slice runs on device %d", slice->device);
     const kn_core_device *d = &s->devices[slice->device];
     KN_TRY(check_range("slice.measured_ns", slice->measured_ns, 0, KN_SCHEDULER_TIME_MAX));
+    KN_TRY(check_range("slice.degree", slice->degree, 0, KN_SCHEDULER_DEGREE_MAX));
     KN_TRY(check_range("slice.count", slice->count, 0, d->running_count));
     for (int32_t i = 0; i < slice->count; i++) {
         const int32_t slot = kn_core_find(s, slice->jobs[i].key);
@@ -512,8 +513,9 @@ static kn_status end_slice(kn_scheduler *s, const kn_change_slice *slice, bool f
     kn_status st = KN_OK;
     KN_TRY(check_slice(s, slice));
     kn_core_device *d = &s->devices[slice->device];
-    /* A pack that ran without some of its jobs teaches nothing about its cost. */
-    if (!failed && slice->count > 0) account(s, d, slice->count == d->running_count ? slice->measured_ns : 0);
+    /* A pack that ran without some of its jobs, or of its devices, teaches nothing about its cost. */
+    const bool whole = slice->count == d->running_count && (slice->degree == 0 || slice->degree == d->running_degree);
+    if (!failed && slice->count > 0) account(s, d, whole ? slice->measured_ns : 0);
     free_members(s, slice->device);
     for (int32_t i = 0; i < slice->count; i++) end_job(s, &slice->jobs[i], failed, now_ns);
     for (int32_t i = 0; i < d->running_count; i++)

@@ -25,7 +25,11 @@
  * `ageing_ns` is aged: it gets a turn before all of this, the oldest first, at the latest after ageing_ns / 8 more,
  * until it is done. Aged jobs together have at least one part in KN_SCHEDULER_AGED_SHARE of a device's time, in
  * stretches of up to ageing_ns / 64. A job therefore waits at most 9/8 of ageing_ns, and KN_SCHEDULER_AGED_SHARE times
- * the aged jobs' work before it over all devices, while there are devices that can run it. */
+ * the aged jobs' work before it over all devices, while there are devices that can run it.
+ *
+ * Devices of one domain (kn_change_device.domain) can run a denoise slice together. Their jobs with deadlines share one
+ * plan, in which each gets as many devices as it needs to be in time, anew at every slice (scheduler/packing.c);
+ * devices that nobody needs help in the slices that start (scheduler/group.c). */
 #ifndef KN_SCHEDULER_H
 #define KN_SCHEDULER_H
 
@@ -214,6 +218,7 @@ typedef struct kn_change_slice {
     int64_t measured_ns; /* of the slice itself, without loading a model; 0: not known, the cost model learns nothing */
     int32_t count;
     const kn_slice_job *jobs; /* [count], in any order; valid during the call */
+    int32_t degree;           /* devices it really ran on; 0: as assigned. Else the cost model learns nothing from it */
 } kn_change_slice;
 
 typedef struct kn_change {

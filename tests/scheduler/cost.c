@@ -156,9 +156,42 @@ static void never_predicts_nonsense(void **state)
     }
 }
 
+/* Wan 2.1 1.3B, 480p, two branches: work, whole heads and bytes of one member. */
+static void counts_groups(void **state)
+{
+    (void)state;
+    const kn_job_shape shape = {.tokens = 32760, .sequences = 2, .text_tokens = 512, .steps = 50, .latent_frames = 21};
+    const double n = 32760, d = 1536, attention = 2.0 * 30 * 4 * n * n * d;
+    kn_cost_work work;
+    kn_cost_count(&work, &wan, &shape);
+    near(work.part[0], work.denoise, 1e-12);
+    assert_true(work.sent[0] == 0);
+    near(work.part[1], work.denoise / 2, 1e-12); /* a branch each: nothing crosses but state and velocity */
+    near(work.sent[1], n * 768 + 2 * 512 * d, 1e-12);
+    near(work.part[2], (work.denoise - attention) / 3 + attention / 3, 1e-12);     /* four heads each */
+    near(work.part[7], (work.denoise - attention) / 8 + attention / 2 / 4, 1e-12); /* three of twelve, of a branch */
+    near(work.sent[7], 4.0 * 30 * n / 4 * d * 2 * 3 / 4 + n * 768 + 2 * 512 * d, 1e-12);
+    near(work.part[4], (work.denoise - attention) / 5 + attention * 3 / 12, 1e-12); /* three of twelve: not 12 / 5 */
+    kn_device_seed slow = seed;
+    slow.link_bytes_per_second = seed.flop_per_second / 2;
+    near(kn_cost_shared(&work, &slow, 8), work.part[7] + 2 * work.sent[7], 1e-12);
+    kn_cost_fit one, eight;
+    kn_cost_seed(&one, &wan, &seed, KN_STAGE_DENOISE, 1);
+    kn_cost_seed(&eight, &wan, &seed, KN_STAGE_DENOISE, 8);
+    near(eight.fixed - one.fixed, 12000.0 * (4 * 30 + 3), 1e-9);
+    assert_true(eight.rate == one.rate);
+    kn_cost_fit measured = one;
+    measured.fixed *= 3;
+    measured.rate *= 2;
+    kn_cost_follow(&eight, &measured);
+    near(eight.fixed, 3 * eight.seed_fixed, 1e-12);
+    near(eight.rate, 2 * eight.seed_rate, 1e-12);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(counts_groups),
         cmocka_unit_test(counts_flop),
         cmocka_unit_test(adds_up_what_remains),
         cmocka_unit_test(fits_what_is_measured),

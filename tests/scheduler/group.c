@@ -312,6 +312,26 @@ static void learns_what_groups_take(void **state)
     kn_scheduler_destroy(&h.s);
 }
 
+/* A slice that ran on fewer devices than it was given teaches nothing. */
+static void learns_nothing_from_another_degree(void **state)
+{
+    (void)state;
+    harness h;
+    open_group(&h, &(kn_scheduler_params){0}, DEVICES, 1);
+    admit_wide(&h, 1, 0);
+    const kn_assignment was = *run_to(&h, 1, KN_STAGE_DENOISE);
+    h.progress[1].step++;
+    const kn_slice_job end = {1, h.progress[1], h.progress[1].step};
+    kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
+                        .slice = {was.device, 8 * was.expected_ns, 1, &end, KN_SCHEDULER_DEGREE_MAX + 1}};
+    assert_int_equal(harness_tell(&h, &change), KN_INVALID);
+    change.slice.degree = 1;
+    assert_int_equal(harness_tell(&h, &change), KN_OK);
+    h.ends_ns[was.device] = 0;
+    assert_true(run_to(&h, 1, KN_STAGE_DENOISE)->expected_ns == was.expected_ns);
+    kn_scheduler_destroy(&h.s);
+}
+
 /* Every member's time is charged, to the tenant and to the device. */
 static void charges_all_members(void **state)
 {
@@ -401,6 +421,7 @@ int main(void)
         cmocka_unit_test(death_of_a_leader),
         cmocka_unit_test(fixed_groups),
         cmocka_unit_test(learns_what_groups_take),
+        cmocka_unit_test(learns_nothing_from_another_degree),
         cmocka_unit_test(charges_all_members),
         cmocka_unit_test(promises_count_on_groups),
         cmocka_unit_test(refuses_what_contradicts),
