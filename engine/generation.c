@@ -203,6 +203,26 @@ kn_slice kn_generation_next(const kn_generation *g)
     return (kn_slice){KN_SLICE_DENOISE, g->step, g->schedule.steps};
 }
 
+/* ---- packs ---- */
+
+/* Every branch of these generations, at the step each is at. */
+static int32_t gather_sequences(kn_generation *const *gs, int32_t count, kn_dit_sequence *out)
+{
+    int32_t n = 0;
+    for (int i = 0; i < count; i++) {
+        const kn_generation *g = gs[i];
+        for (int b = 0; b < g->branches; b++)
+            out[n++] = (kn_dit_sequence){.t = g->shape.t,
+                                         .h = g->shape.h,
+                                         .w = g->shape.w,
+                                         .timestep = g->schedule.timesteps[g->step],
+                                         .context = &g->context[b],
+                                         .latent = g->latents,
+                                         .velocity = g->velocity[b]};
+    }
+    return n;
+}
+
 /* ---- text ---- */
 
 typedef struct text_pack {
@@ -265,6 +285,17 @@ static size_t text_bytes(const kn_model *model, const int32_t *offsets, int32_t 
     return rows + KN_ARENA_ALIGN + (encode > context ? encode : context);
 }
 
+/* Room for these generations' steps, so that not even the first of them allocates. */
+static kn_status reserve_steps(kn_generation *const *gs, int32_t count)
+{
+    kn_model *model = gs[0]->model;
+    kn_dit_sequence sequences[KN_PACK_SEQUENCES_MAX];
+    const int32_t n = gather_sequences(gs, count, sequences);
+    kn_arena arena;
+    return kn_model_workspace(model, kn_dit_workspace(kn_model_dit(model), sequences, n, kn_model_group(model)),
+                              &arena);
+}
+
 static kn_status step_text(kn_generation *const *gs, int32_t count)
 {
     kn_status st = KN_OK;
@@ -292,6 +323,7 @@ static kn_status step_text(kn_generation *const *gs, int32_t count)
             part.rows = pack.offsets[s + 1] - pack.offsets[s];
             KN_TRY(build_context(gs[i], b, &arena, part));
         }
+    KN_TRY(reserve_steps(gs, count));
     for (int i = 0; i < count; i++) gs[i]->text_done = true;
 fail:
     kn_free(pack.ids);
@@ -336,23 +368,6 @@ static kn_status solve(kn_generation *g)
     g->m = oldest;
 fail:
     return st;
-}
-
-static int32_t gather_sequences(kn_generation *const *gs, int32_t count, kn_dit_sequence *out)
-{
-    int32_t n = 0;
-    for (int i = 0; i < count; i++) {
-        const kn_generation *g = gs[i];
-        for (int b = 0; b < g->branches; b++)
-            out[n++] = (kn_dit_sequence){.t = g->shape.t,
-                                         .h = g->shape.h,
-                                         .w = g->shape.w,
-                                         .timestep = g->schedule.timesteps[g->step],
-                                         .context = &g->context[b],
-                                         .latent = g->latents,
-                                         .velocity = g->velocity[b]};
-    }
-    return n;
 }
 
 static kn_status step_denoise(kn_generation *const *gs, int32_t count)

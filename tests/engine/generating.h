@@ -15,6 +15,10 @@
 #include "base/mem.h"
 #include "engine/generation.h"
 
+#if defined(KN_SIMT_DEVICE) /* the CUDA kernels, executed on the CPU (tests/simt) */
+#include "kernels/device_cuda.h"
+#endif
+
 /* Folders of tests/golden, in the order of fixture_names. */
 enum { WAN_SMALL, WAN_HEAD128, WAN_WIDE, FIXTURES };
 static const char *const fixture_names[FIXTURES] = {"wan21-small", "wan21-head128", "wan21-wide"};
@@ -38,6 +42,16 @@ typedef struct subject {
     kn_model *model;
 } subject;
 
+static inline kn_status open_device(kn_device **out, int32_t threads, const char *isa)
+{
+#if defined(KN_SIMT_DEVICE)
+    (void)threads;
+    return kn_device_simt_open(out, &(kn_device_params){.name = "simt", .isa = isa});
+#else
+    return kn_device_open(out, &(kn_device_params){.name = "cpu", .threads = threads, .isa = isa});
+#endif
+}
+
 /* A model folder, given from the root of the tree. KN_UNAVAILABLE, and nothing opened, where the processor lacks the
  * tier. */
 static inline kn_status subject_at(subject *out, const char *folder, int32_t threads, const char *isa,
@@ -46,7 +60,7 @@ static inline kn_status subject_at(subject *out, const char *folder, int32_t thr
     char path[1024];
     snprintf(path, sizeof path, "%s/%s", KN_SOURCE_DIR, folder);
     *out = (subject){0};
-    kn_status st = kn_device_open(&out->device, &(kn_device_params){.name = "cpu", .threads = threads, .isa = isa});
+    kn_status st = open_device(&out->device, threads, isa);
     if (st != KN_OK) return st;
     return kn_model_open(&out->model, &(kn_model_params){.directory = path,
                                                          .device = out->device,

@@ -15,6 +15,10 @@
 #include "engine/pack.h"
 #include "tests/engine/folder.h"
 
+#if defined(KN_SIMT_DEVICE)
+#include "tests/simt/simt.h"
+#endif
+
 #define TENSOR_BOUND 1e-4  /* of the standard deviation */
 #define FRAME_BOUND 1e-4   /* absolute, pixels are 0..1 */
 #define NOISE_BOUND 3.5e-7 /* relative above one, absolute below */
@@ -130,9 +134,13 @@ static void requests_match(int fixture, const char *isa)
 static void every_request_matches(void **state)
 {
     (void)state;
+#if defined(KN_SIMT_DEVICE)
+    requests_match(WAN_SMALL, "cuda");
+#else
     static const char *const tiers[] = {"ref", "avx2", "avx512", "avx512bf16"};
     for (size_t tier = 0; tier < sizeof tiers / sizeof *tiers; tier++)
         for (int fixture = 0; fixture < FIXTURES; fixture++) requests_match(fixture, tiers[tier]);
+#endif
 }
 
 /* ---- threads ---- */
@@ -620,9 +628,79 @@ static void previews(void **state)
     subject_close(&s);
 }
 
+#if defined(KN_SIMT_DEVICE)
+/* ---- the CUDA device, executed ---- */
+
+/* Bits decided by the request alone: not by the order of threads and blocks, nor by the pack, nor by what ran before. */
+static void orders_and_packs_do_not_matter(void **state)
+{
+    (void)state;
+    static const struct way bf16 = {"sm90", KN_PRECISION_BFLOAT16}, f32 = {"cuda", KN_PRECISION_FLOAT32};
+    static const struct way *const both[] = {&f32, &bf16};
+    static const uint64_t masks[] = {3, 1, 2};
+    for (size_t w = 0; w < 2; w++) {
+        subject s = open_way(WAN_SMALL, 1, both[w]);
+        kn_request unipc = fixture_request(WAN_SMALL, 0, &s), euler = fixture_request(WAN_SMALL, 2, &s);
+        convoy *c = calloc(1, sizeof *c);
+        assert_non_null(c);
+        simt_seed(11);
+        convoy_add(c, &s, &unipc, unipc.prompt, 48, 16, 5, 3, 1);
+        convoy_add(c, &s, &euler, "dawn", 16, 32, 1, 0, 2);
+        simt_seed(12);
+        assert_int_equal(convoy_run(c, masks, sizeof masks / sizeof *masks), 2);
+        simt_seed(13);
+        recording again = run_alone(&s, &c->requests[0]);
+        expect_same_bits(&again, &c->alone[0], NULL, "again, with other orders of threads");
+        recording_free(&again);
+        convoy_check_and_free(c, kn_model_fingerprint(s.model));
+        kn_request_release(&unipc);
+        kn_request_release(&euler);
+        subject_close(&s);
+    }
+}
+
+/* A denoise step is launches and, at its end, one wait. No step takes memory or copies from or to the host, not even
+ * the first, and for a pack no more than alone. Counted by the runtime itself. */
+static void a_step_only_launches(void **state)
+{
+    (void)state;
+    subject s = subject_open(WAN_SMALL, 1);
+    kn_request request = fixture_request(WAN_SMALL, 0, &s);
+    request.steps = 4; /* both corrector and predictor, at every order */
+    request.frames = 1;
+    kn_generation *pack[2];
+    int64_t frames[2] = {0};
+    for (int i = 0; i < 2; i++) {
+        const kn_frame_sink sink = {.context = &frames[i], .frame = skip_frame, .finish = skip_finish};
+        ok(kn_generation_create(&pack[i], s.model, &request, &sink, NULL));
+    }
+    ok(kn_generation_step(pack, 2));
+    for (int step = 0; step < request.steps; step++) {
+        assert_int_equal(kn_generation_next(pack[0]).kind, KN_SLICE_DENOISE);
+        const simt_calls before = simt_read_calls();
+        ok(kn_generation_step(pack, 1 + (step != 1))); /* the second one stays behind once */
+        const simt_calls after = simt_read_calls();
+        assert_true(before.allocations > 0 && before.uploads > 0 && before.waits > 0);
+        assert_int_equal(after.allocations, before.allocations);
+        assert_int_equal(after.uploads, before.uploads);
+        assert_int_equal(after.downloads, before.downloads);
+        assert_int_equal(after.waits, before.waits + 1);
+    }
+    run_to_end(pack[0]);
+    for (int i = 0; i < 2; i++) kn_generation_destroy(&pack[i]);
+    kn_request_release(&request);
+    subject_close(&s);
+}
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+#if defined(KN_SIMT_DEVICE)
+        cmocka_unit_test(a_step_only_launches),
+        cmocka_unit_test(every_request_matches),
+        cmocka_unit_test(orders_and_packs_do_not_matter),
+#else
         cmocka_unit_test(every_request_matches),
         cmocka_unit_test(threads_do_not_matter),
         cmocka_unit_test(packs_of_different_jobs),
@@ -634,6 +712,7 @@ int main(void)
         cmocka_unit_test(slices_do_not_allocate),
         cmocka_unit_test(sink_failures_come_through),
         cmocka_unit_test(previews),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -26,6 +26,13 @@ static cudaError_t last_error, sticky_error;
 static uint64_t fail_countdown;
 static cudaError_t fail_code;
 
+static simt_calls calls;
+
+simt_calls simt_read_calls(void)
+{
+    return calls;
+}
+
 static bool is_sticky(cudaError_t e)
 {
     return e == cudaErrorECCUncorrectable || (e >= cudaErrorIllegalAddress && e <= cudaErrorExternalDevice);
@@ -270,12 +277,14 @@ static cudaError_t release(std::map<void *, guarded> *blocks, void *memory)
 cudaError_t cudaMalloc(void **memory, size_t bytes)
 {
     ENTER();
+    calls.allocations++;
     return allocate(&device_blocks, memory, bytes, "allocation");
 }
 
 cudaError_t cudaFree(void *memory)
 {
     ENTER();
+    calls.waits++;
     drain_all(); // cudaFree waits for the device
     return release(&device_blocks, memory);
 }
@@ -284,6 +293,7 @@ cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags)
 {
     (void)flags;
     ENTER();
+    calls.allocations++;
     return allocate(&host_blocks, memory, bytes, "pinned allocation");
 }
 
@@ -438,6 +448,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     ENTER();
+    calls.waits++;
     if (stream && !streams.count(stream)) return answer(cudaErrorInvalidResourceHandle);
     return drain(stream_of(stream));
 }
@@ -461,6 +472,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 cudaError_t cudaDeviceSynchronize(void)
 {
     ENTER();
+    calls.waits++;
     drain_all();
     return sticky_error;
 }
@@ -475,6 +487,8 @@ cudaError_t cudaDeviceReset(void)
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
     ENTER();
+    calls.uploads += kind == cudaMemcpyHostToDevice;
+    calls.downloads += kind == cudaMemcpyDeviceToHost;
     if (bytes == 0) return cudaSuccess;
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
@@ -606,6 +620,7 @@ static cudaError_t finish_event(cudaEvent_t event)
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     ENTER();
+    calls.waits++;
     return finish_event(event);
 }
 

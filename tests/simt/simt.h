@@ -40,6 +40,13 @@ typedef struct simt_stats {
 } simt_stats;
 simt_stats simt_read_stats(void);
 
+/* Calls of the runtime so far, whoever made them: memory taken (the device's or pinned), copies from and to the host's
+ * memory, waits for the device (freeing memory waits too). A denoise step makes none of them before its end. */
+typedef struct simt_calls {
+    uint64_t allocations, uploads, downloads, waits;
+} simt_calls;
+simt_calls simt_read_calls(void);
+
 /* A hash of the names of the kernels launched since the last call: equal for two calls that took the same way. */
 uint64_t simt_trace(void);
 
