@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs diffusers' WanPipeline on a model folder, on the CPU, and records what passes between its parts.
 
-Everything is computed in float32 whatever type the files hold, except the one transformer forward in bfloat16.
+Everything is computed in float32 whatever type the files hold, except the one transformer forward in bfloat16 and what
+generate_bfloat16.py asks for.
 Each function returns a dictionary of float32 tensors under the names of README.md.
 """
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline,
+                       WanTransformer3DModel)
 from diffusers.utils import logging
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -23,13 +25,15 @@ def read_tokenizer(model):
     return Tokenizer.from_file(str(Path(model) / "tokenizer" / "tokenizer.json"))
 
 
-def load(model):
+def load(model, dtype=torch.float32):
+    """The pipeline with transformer and text encoder of this type; the autoencoder stays in float32."""
     # AutoTokenizer would rebuild a T5 tokenizer from the vocabulary alone: it loses byte fallback and takes 2 for
     # the unknown id. The file itself is what a reader of the folder has, so the pipeline gets that.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=read_tokenizer(model), pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
         padding_side="right")
-    pipe = WanPipeline.from_pretrained(model, tokenizer=tokenizer, dtype=torch.float32)
+    vae = AutoencoderKLWan.from_pretrained(Path(model) / "vae", dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(model, tokenizer=tokenizer, vae=vae, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
