@@ -67,7 +67,7 @@ KN_PTX uint32_t pack_bf16(float low, float high)
 
 /* ---- matrices of a warp: sm_80 ---- */
 
-/* Four (two, one) 8x8 matrices of 16-bit elements: lanes 8i .. 8i+7 give the addresses of the rows of matrix i
+/* Four 8x8 matrices of 16-bit elements: lanes 8i .. 8i+7 give the addresses of the rows of matrix i
  * (16 bytes each, 16-byte aligned); lane l receives elements 2 (l % 4) and + 1 of row l / 4 of matrix i in r[i].
  * All lanes take part. "Warp-level matrix load instruction: ldmatrix". */
 KN_PTX void ldmatrix_x4(uint32_t (&r)[4], const void *row)
@@ -78,27 +78,11 @@ KN_PTX void ldmatrix_x4(uint32_t (&r)[4], const void *row)
                  : "memory");
 }
 
-KN_PTX void ldmatrix_x2(uint32_t (&r)[2], const void *row)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
 /* The same, each matrix transposed on the way. */
 KN_PTX void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-KN_PTX void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
                  : "r"(shared_address(row))
                  : "memory");
 }
@@ -224,24 +208,9 @@ KN_PTX void fence_proxy_async(void)
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* "prefetch", .tensormap. */
-KN_PTX void prefetch_tensor_map(const tensor_map *map)
-{
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-/* Asynchronous, by one thread: the map's box at (x, y[, z]), innermost first, into shared memory (128-byte aligned;
+/* Asynchronous, by one thread: the map's box at (x, y, z), innermost first, into shared memory (128-byte aligned;
  * for 128-byte swizzles 1024); elements outside the tensor become zero. Completes box bytes on `barrier`, always those
  * of the whole box. "cp.async.bulk.tensor". */
-KN_PTX void tma_load_2d(void *shared, const tensor_map *map, int x, int y, uint64_t *barrier)
-{
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
-        "[%2];" ::"r"(shared_address(shared)),
-        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
-        : "memory");
-}
-
 KN_PTX void tma_load_3d(void *shared, const tensor_map *map, int x, int y, int z, uint64_t *barrier)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
@@ -263,13 +232,6 @@ KN_PTX void tma_load_3d_multicast(void *shared, const tensor_map *map, int x, in
 
 /* Asynchronous, by one thread: shared memory to the map's box; elements outside the tensor are not written. Written by
  * other threads, the shared memory needs fence_proxy_async in each of them and a barrier before. */
-KN_PTX void tma_store_2d(const tensor_map *map, const void *shared, int x, int y)
-{
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-                 "r"(shared_address(shared)), "r"(x), "r"(y)
-                 : "memory");
-}
-
 KN_PTX void tma_store_3d(const tensor_map *map, const void *shared, int x, int y, int z)
 {
     asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
@@ -289,32 +251,14 @@ KN_PTX void bulk_commit(void)
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-/* Until at most PENDING of this thread's newest groups have still to read shared memory; the second, to write.
+/* Until at most PENDING of this thread's newest groups have still to read shared memory.
  * "cp.async.bulk.wait_group". */
 template <int PENDING> KN_PTX void bulk_wait_read(void)
 {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
-template <int PENDING> KN_PTX void bulk_wait(void)
-{
-    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
 /* ---- warps, registers, clusters ---- */
-
-/* True in one lane of the converged warp. "elect.sync". */
-KN_PTX bool elect_one(void)
-{
-    uint32_t chosen;
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "elect.sync _|p, 0xffffffff;\n"
-                 "selp.u32 %0, 1, 0, p;\n"
-                 "}"
-                 : "=r"(chosen));
-    return chosen != 0;
-}
 
 /* Registers per thread from here on, a multiple of 8, said by every warp of a warpgroup. _inc waits until they are
  * free. "Miscellaneous instructions: setmaxnreg". */

@@ -115,14 +115,6 @@ void mbarrier_init(void *address, uint32_t count)
     stamp(&b->mbarriers[(char *)address]);
 }
 
-void mbarrier_inval(void *address)
-{
-    mbarrier *m = use_barrier(address, "mbarrier.inval");
-    if (!m->waiting.empty()) fail("mbarrier.inval while threads wait on it");
-    clock_drop(m->completed);
-    m->owner->mbarriers.erase((char *)address);
-}
-
 static void maybe_complete(mbarrier *m)
 {
     if (m->pending != 0 || m->transactions != 0) return;
@@ -197,11 +189,6 @@ uint32_t cluster_rank()
     return current->owner->rank;
 }
 
-uint32_t cluster_size()
-{
-    return (uint32_t)running->blocks.size();
-}
-
 void *map_to_rank(const void *shared, uint32_t rank)
 {
     if (rank >= running->blocks.size()) fail("mapa to block %u of a cluster of %zu", rank, running->blocks.size());
@@ -216,10 +203,9 @@ void *map_to_rank(const void *shared, uint32_t rank)
 // ---- bulk copies: PTX ISA, "cp.async.bulk", "cp.async.bulk.tensor" ----
 
 struct async_copy {
-    bool load, tensor_copy, read_done, write_done;
+    bool load, read_done, write_done;
     const thread *issuer;
     char *shared;   // of the issuing block
-    char *global;   // plain copies
     uint32_t bytes; // in shared memory, in each destination
     tensor map;
     int coordinate[TENSOR_RANK_MAX];
@@ -309,7 +295,6 @@ static async_copy *new_tensor_copy(bool load, void *shared, const void *map, con
     async_copy *c = new_copy(load, shared);
     memcpy(&c->map, map, sizeof c->map);
     check_map(&c->map, rank, map);
-    c->tensor_copy = true;
     c->bytes = box_bytes(&c->map);
     memcpy(c->coordinate, coordinates, (size_t)rank * sizeof *coordinates);
     if ((uintptr_t)shared % 128 != 0) fail("tensor copy: %s is not 128-byte aligned", describe_address(shared).c_str());
@@ -324,18 +309,6 @@ void tensor_load(void *shared, const void *map, const int *coordinates, int rank
     begin_load(c);
 }
 
-void bulk_load(void *shared, const void *global, uint32_t bytes, void *barrier)
-{
-    async_copy *c = new_copy(true, shared);
-    if (bytes % 16 != 0 || (uintptr_t)global % 16 != 0)
-        fail("cp.async.bulk of %u bytes from %s: both must be multiples of 16", bytes,
-             describe_address(global).c_str());
-    c->global = (char *)global;
-    c->bytes = bytes;
-    c->barrier = barrier;
-    begin_load(c);
-}
-
 static void begin_store(async_copy *c)
 {
     touch(c->by, c->shared, c->bytes, ACCESS_READ | ACCESS_ASYNC);
@@ -346,16 +319,6 @@ static void begin_store(async_copy *c)
 void tensor_store(const void *map, const void *shared, const int *coordinates, int rank)
 {
     begin_store(new_tensor_copy(false, (void *)shared, map, coordinates, rank));
-}
-
-void bulk_store(void *global, const void *shared, uint32_t bytes)
-{
-    async_copy *c = new_copy(false, (void *)shared);
-    if (bytes % 16 != 0 || (uintptr_t)global % 16 != 0)
-        fail("cp.async.bulk of %u bytes to %s: both must be multiples of 16", bytes, describe_address(global).c_str());
-    c->global = (char *)global;
-    c->bytes = bytes;
-    begin_store(c);
 }
 
 // A hint, but its range must exist.
@@ -395,11 +358,6 @@ static void clip_row(const async_copy *c, bool inside, int64_t *first, int64_t *
 static bool gather(async_copy *c)
 {
     c->data.assign(c->bytes, 0);
-    if (!c->tensor_copy) {
-        if (!touch(c->by, c->global, c->bytes, ACCESS_READ | ACCESS_ASYNC)) return false;
-        memcpy(c->data.data(), c->global, c->bytes);
-        return true;
-    }
     const uint32_t row_bytes = c->map.box[0] * c->map.element_bytes;
     bool good = true;
     for_each_row(c, [&](uint32_t row, bool inside, const char *base) {
@@ -417,7 +375,7 @@ static bool gather(async_copy *c)
 // A box in shared memory is swizzled by the bits of its addresses there.
 static void place(const async_copy *c, char *shared, char *plain, bool to_shared)
 {
-    const int mode = c->tensor_copy ? c->map.swizzle : 0;
+    const int mode = c->map.swizzle;
     const uint32_t window = (uint32_t)(shared - running->blocks[0].shared) + DYNAMIC_OFFSET;
     for (uint32_t at = 0; at < c->bytes; at += 16) {
         char *there = shared + ((int64_t)swizzled(window + at, mode) - window);
@@ -460,11 +418,6 @@ static void read_shared(async_copy *c)
 static bool scatter(async_copy *c)
 {
     read_shared(c);
-    if (!c->tensor_copy) {
-        if (!touch(c->by, c->global, c->bytes, ACCESS_WRITE | ACCESS_ASYNC)) return false;
-        memcpy(c->global, c->data.data(), c->bytes);
-        return true;
-    }
     const uint32_t row_bytes = c->map.box[0] * c->map.element_bytes;
     bool good = true;
     for_each_row(c, [&](uint32_t row, bool inside, char *base) {
@@ -528,21 +481,16 @@ static void acquire_slot(thread *t, uint32_t slot, uint32_t moment)
     t->clock = c;
 }
 
-void bulk_wait(uint32_t pending, bool only_read)
+void bulk_wait_read(uint32_t pending)
 {
     thread *t = current;
     std::vector<std::vector<async_copy *>> *groups = &t->store_groups;
     const size_t finished = groups->size() > pending ? groups->size() - pending : 0;
     for (size_t g = 0; g < finished; g++)
         for (async_copy *c : (*groups)[g]) {
-            if (only_read)
-                read_shared(c);
-            else if (!c->write_done)
-                finish(c);
+            read_shared(c);
             acquire_slot(t, c->by.slot, c->by.moment);
-            if (!only_read) drop_copy(c);
         }
-    if (!only_read) groups->erase(groups->begin(), groups->begin() + (ptrdiff_t)finished);
 }
 
 // ---- ends ----

@@ -14,10 +14,9 @@ namespace simt
 /* ---- matrices of a warp (matrix.cc) ---- */
 
 void ldmatrix(int line, uint32_t *r, int count, const void *row, bool transposed);
-void stmatrix(int line, const uint32_t *r, int count, void *row, bool transposed);
-enum { MMA_BF16, MMA_F16, MMA_TF32 };
-/* m16n8k16, for TF32 m16n8k8: 4 registers of a, 2 of b. */
-void mma(int line, float *d, const uint32_t *a, const uint32_t *b, int type);
+void stmatrix(int line, const uint32_t *r, int count, void *row);
+/* m16n8k16: 4 registers of a, 2 of b. */
+void mma_bf16(int line, float *d, const uint32_t *a, const uint32_t *b);
 
 /* ---- a thread's own copies, bulk copies, mbarriers (copy.cc) ---- */
 
@@ -26,7 +25,6 @@ void cp_async_commit();
 void cp_async_wait(uint32_t pending);
 
 void mbarrier_init(void *barrier, uint32_t count);
-void mbarrier_inval(void *barrier);
 void mbarrier_arrive(void *barrier, uint32_t count);
 void mbarrier_expect(void *barrier, uint32_t bytes);
 bool mbarrier_wait_some(void *barrier, uint32_t parity, bool may_wait);
@@ -35,16 +33,13 @@ void fence_proxy_async();
 /* The same place in another block of the cluster ("mapa"). */
 void *map_to_rank(const void *shared, uint32_t rank);
 uint32_t cluster_rank();
-uint32_t cluster_size();
 
 /* `map` is 128 bytes made by cuTensorMapEncodeTiled. `ranks` 0: this block alone. */
 void tensor_load(void *shared, const void *map, const int *coordinates, int rank, void *barrier, uint32_t ranks);
 void tensor_store(const void *map, const void *shared, const int *coordinates, int rank);
-void bulk_load(void *shared, const void *global, uint32_t bytes, void *barrier);
-void bulk_store(void *global, const void *shared, uint32_t bytes);
 void bulk_prefetch(const void *global, uint32_t bytes);
 void bulk_commit();
-void bulk_wait(uint32_t pending, bool only_read);
+void bulk_wait_read(uint32_t pending);
 
 /* ---- matrices of a warpgroup (wgmma.cc) ---- */
 
@@ -65,12 +60,9 @@ void wgmma(int line, const wgmma_operands &operands);
 
 /* ---- others (sync.cc) ---- */
 
-bool elect_one(int line);
 void set_registers(int line, int count, bool more);
 float exp2_approx(float x);
 float reciprocal_approx(float x);
-float half_to_float(uint16_t bits);
-uint16_t float_to_half(float x);
 
 } // namespace simt
 

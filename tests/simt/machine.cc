@@ -405,7 +405,6 @@ cudaError_t launch_raw(const char *name, const dim3 &grid, const dim3 &block_siz
     m->random = launch_seed();
     m->order = (int)random_below(m, 3);
     m->lateness = (int)random_below(m, 3);
-    m->elected = random_below(m, WARP);
     global.stats.launches++;
     for (const char *p = name; *p; p++) global.trace = (global.trace ^ (unsigned char)*p) * 0x100000001b3u;
     running = m;

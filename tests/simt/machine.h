@@ -183,9 +183,8 @@ struct machine {
     uint32_t next_async;
     uint32_t run, first_run; /* number of the cluster's run over all launches; of this launch's first */
     uint64_t random;
-    uint32_t elected; /* lane, by elect.sync */
-    int order;        /* 0 forward, 1 backward, 2 mixed */
-    int lateness;     /* 0 as early as possible, 1 mixed, 2 as late as possible */
+    int order;    /* 0 forward, 1 backward, 2 mixed */
+    int lateness; /* 0 as early as possible, 1 mixed, 2 as late as possible */
     bool failed;
     char failure[1024];
 };

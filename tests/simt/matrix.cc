@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include "tests/simt/instructions.h"
 #include "tests/simt/machine.h"
@@ -69,9 +68,9 @@ void ldmatrix(int line, uint32_t *r, int count, const void *row, bool transposed
     meet("ldmatrix", line, (uint32_t)ALL_LANES, &access, move_tiles);
 }
 
-void stmatrix(int line, const uint32_t *r, int count, void *row, bool transposed)
+void stmatrix(int line, const uint32_t *r, int count, void *row)
 {
-    tile_access access = {(uint32_t *)r, count, (char *)row, transposed, true};
+    tile_access access = {(uint32_t *)r, count, (char *)row, false, true};
     meet("stmatrix", line, (uint32_t)ALL_LANES, &access, move_tiles);
 }
 
@@ -83,70 +82,48 @@ struct product {
 };
 } // namespace
 
-static float element(uint32_t pair, int half, int type)
+static float element(uint32_t pair, int half)
 {
-    const uint16_t bits = (uint16_t)(pair >> (16 * half));
-    return type == MMA_BF16 ? simt_bf16_float(bits) : simt_half_float(bits);
+    return simt_bf16_float((uint16_t)(pair >> (16 * half)));
 }
 
 // "Matrix fragments for mma.m16n8k16 with floating point type": lane l, g = l / 4, t = l % 4 holds of a rows g and
 // g + 8, columns 2 t, + 1 and those + 8; of b the same columns as rows, in column g; of d rows g, g + 8, columns 2 t,
 // + 1.
-static void gather_16(const meeting &m, float a[16][16], float b[16][8], int type)
+static void gather(const meeting &m, float a[16][16], float b[16][8])
 {
     for (int lane = 0; lane < WARP; lane++) {
         const product *p = (const product *)m.payload[lane];
         const int g = lane / 4, t = lane % 4;
         for (int i = 0; i < 4; i++)
-            for (int h = 0; h < 2; h++) a[g + 8 * (i & 1)][2 * t + h + 8 * (i >> 1)] = element(p->a[i], h, type);
+            for (int h = 0; h < 2; h++) a[g + 8 * (i & 1)][2 * t + h + 8 * (i >> 1)] = element(p->a[i], h);
         for (int i = 0; i < 2; i++)
-            for (int h = 0; h < 2; h++) b[2 * t + h + 8 * i][g] = element(p->b[i], h, type);
+            for (int h = 0; h < 2; h++) b[2 * t + h + 8 * i][g] = element(p->b[i], h);
     }
 }
 
-static float tf32(uint32_t bits)
-{
-    return __uint_as_float(bits & 0xffffe000u); // the low 13 bits are not looked at
-}
-
-// "Matrix fragments for mma.m16n8k8" with .tf32: a rows g, g + 8, columns t, t + 4; b rows t, t + 4, column g.
-static void gather_8(const meeting &m, float a[16][16], float b[16][8])
-{
-    for (int lane = 0; lane < WARP; lane++) {
-        const product *p = (const product *)m.payload[lane];
-        const int g = lane / 4, t = lane % 4;
-        for (int i = 0; i < 4; i++) a[g + 8 * (i & 1)][t + 4 * (i >> 1)] = tf32(p->a[i]);
-        for (int i = 0; i < 2; i++) b[t + 4 * i][g] = tf32(p->b[i]);
-    }
-}
-
-// Products are exact in float (bf16, f16) or nearly (tf32); sums are of at least single precision in an order that the
-// manual leaves open. Here: ascending k, in float.
-static void multiply(meeting &m, int type)
+// Products are exact in float; sums are of at least single precision in an order that the manual leaves open. Here:
+// ascending k, in float.
+static void multiply(meeting &m)
 {
     float a[16][16], b[16][8];
-    const int depth = type == MMA_TF32 ? 8 : 16;
-    if (type == MMA_TF32)
-        gather_8(m, a, b);
-    else
-        gather_16(m, a, b, type);
+    gather(m, a, b);
     for (int lane = 0; lane < WARP; lane++) {
         product *p = (product *)m.payload[lane];
         const int g = lane / 4, t = lane % 4;
         for (int i = 0; i < 4; i++) {
             const int row = g + 8 * (i >> 1), column = 2 * t + (i & 1);
             float sum = p->d[i];
-            for (int k = 0; k < depth; k++) sum += a[row][k] * b[k][column];
+            for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
             p->d[i] = sum;
         }
     }
 }
 
-void mma(int line, float *d, const uint32_t *a, const uint32_t *b, int type)
+void mma_bf16(int line, float *d, const uint32_t *a, const uint32_t *b)
 {
-    static const char *const names[] = {"mma.bf16", "mma.f16", "mma.tf32"};
     product p = {d, a, b};
-    meet(names[type], line, (uint32_t)ALL_LANES, &p, [type](meeting &m) { multiply(m, type); });
+    meet("mma.bf16", line, (uint32_t)ALL_LANES, &p, multiply);
 }
 
 // "ex2": at most 2 units in the last place, subnormal inputs and results become zero with .ftz.
@@ -158,16 +135,6 @@ float exp2_approx(float x)
 float reciprocal_approx(float x)
 {
     return simt_flush(1.0f / simt_flush(x));
-}
-
-float half_to_float(uint16_t bits)
-{
-    return simt_half_float(bits);
-}
-
-uint16_t float_to_half(float x)
-{
-    return simt_half_bits(x);
 }
 
 } // namespace simt

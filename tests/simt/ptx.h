@@ -43,31 +43,21 @@ KN_PTX void ldmatrix_x4(uint32_t (&r)[4], const void *row, KN_LINE)
     simt::ldmatrix(line, r, 4, row, false);
 }
 
-KN_PTX void ldmatrix_x2(uint32_t (&r)[2], const void *row, KN_LINE)
-{
-    simt::ldmatrix(line, r, 2, row, false);
-}
-
 KN_PTX void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row, KN_LINE)
 {
     simt::ldmatrix(line, r, 4, row, true);
 }
 
-KN_PTX void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row, KN_LINE)
-{
-    simt::ldmatrix(line, r, 2, row, true);
-}
-
 KN_PTX void stmatrix_x4(void *row, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3, KN_LINE)
 {
     const uint32_t r[4] = {r0, r1, r2, r3};
-    simt::stmatrix(line, r, 4, row, false);
+    simt::stmatrix(line, r, 4, row);
 }
 
 KN_PTX void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, KN_LINE)
 {
     const uint32_t b[2] = {b0, b1};
-    simt::mma(line, d, a, b, simt::MMA_BF16);
+    simt::mma_bf16(line, d, a, b);
 }
 
 KN_PTX void cp_async16(void *shared, const void *global, uint32_t bytes)
@@ -135,16 +125,6 @@ KN_PTX void fence_proxy_async(void)
     simt::fence_proxy_async();
 }
 
-KN_PTX void prefetch_tensor_map(const tensor_map *)
-{
-}
-
-KN_PTX void tma_load_2d(void *shared, const tensor_map *map, int x, int y, uint64_t *barrier)
-{
-    const int at[] = {x, y};
-    simt::tensor_load(shared, map, at, 2, barrier, 0);
-}
-
 KN_PTX void tma_load_3d(void *shared, const tensor_map *map, int x, int y, int z, uint64_t *barrier)
 {
     const int at[] = {x, y, z};
@@ -156,12 +136,6 @@ KN_PTX void tma_load_3d_multicast(void *shared, const tensor_map *map, int x, in
 {
     const int at[] = {x, y, z};
     simt::tensor_load(shared, map, at, 3, barrier, ranks);
-}
-
-KN_PTX void tma_store_2d(const tensor_map *map, const void *shared, int x, int y)
-{
-    const int at[] = {x, y};
-    simt::tensor_store(map, shared, at, 2);
 }
 
 KN_PTX void tma_store_3d(const tensor_map *map, const void *shared, int x, int y, int z)
@@ -182,20 +156,10 @@ KN_PTX void bulk_commit(void)
 
 template <int PENDING> KN_PTX void bulk_wait_read(void)
 {
-    simt::bulk_wait(PENDING, true);
-}
-
-template <int PENDING> KN_PTX void bulk_wait(void)
-{
-    simt::bulk_wait(PENDING, false);
+    simt::bulk_wait_read(PENDING);
 }
 
 /* ---- warps, registers, clusters ---- */
-
-KN_PTX bool elect_one(KN_LINE)
-{
-    return simt::elect_one(line);
-}
 
 template <int COUNT> KN_PTX void setmaxnreg_inc(KN_LINE)
 {

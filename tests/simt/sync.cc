@@ -348,13 +348,6 @@ uint32_t active_mask()
     return 1u << current->lane; // no promise at all about who else is here
 }
 
-// PTX ISA, "elect.sync": which lane is not said, but it is the same one every time.
-bool elect_one(int line)
-{
-    meet("elect.sync", line, 0xffffffffu, nullptr, [](meeting &) {});
-    return current->lane == running->elected;
-}
-
 // PTX ISA, "setmaxnreg": all warps of a warpgroup say it, and what the block holds together must fit.
 void set_registers(int line, int count, bool more)
 {
