@@ -23,10 +23,10 @@ typedef struct vae_bench {
     uint64_t resident; /* most so far */
 } vae_bench;
 
-static kn_status count_frame(void *opaque, int64_t index, const float *planes)
+static kn_status count_frame(void *opaque, int64_t index, const void *picture)
 {
     vae_bench *v = opaque;
-    (void)planes;
+    (void)picture;
     v->frames = index + 1;
     const uint64_t resident = kn_bench_resident();
     if (resident > v->resident) v->resident = resident;
@@ -40,7 +40,7 @@ static kn_status run_decode(void *opaque)
     vae_bench *v = opaque;
     kn_vae_decoder *decoder = NULL;
     const int64_t plane = (int64_t)v->h * v->w;
-    KN_TRY(kn_vae_decoder_create(&decoder, v->vae, v->bench->stream, v->h, v->w, NULL));
+    KN_TRY(kn_vae_decoder_create(&decoder, v->vae, v->bench->stream, v->h, v->w, KN_PICTURE_RGB24, NULL));
     for (int32_t i = 0; i < v->t; i++)
         KN_TRY(kn_vae_decode(decoder, v->latent + i * plane, v->t * plane, true, count_frame, v));
     KN_TRY(kn_stream_synchronize(v->bench->stream));

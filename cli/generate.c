@@ -223,6 +223,13 @@ fail:
     return st;
 }
 
+static kn_status on_picture(void *context, int64_t index, const uint8_t *rgb)
+{
+    (void)index;
+    const run *r = context;
+    return kn_media_write_rgb(r->media, rgb);
+}
+
 static kn_status on_finish(void *context)
 {
     run *r = context;
@@ -329,7 +336,11 @@ static kn_status open_generation(run *r)
 {
     kn_status st = KN_OK;
     const settings *s = r->s;
-    const kn_frame_sink sink = {.context = r, .frame = on_frame, .finish = on_finish};
+    const kn_frame_sink sink = {/* a dump wants floats */
+                                .context = r,
+                                .frame = on_frame,
+                                .picture = s->dump ? NULL : on_picture,
+                                .finish = on_finish};
     if (s->resume) return kn_generation_resume(&r->generation, r->model, s->resume, &sink, NULL);
     kn_tensor_tap tap = {0};
     if (s->dump) {

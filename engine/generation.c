@@ -39,7 +39,7 @@ struct kn_generation {
     void *context_memory[BRANCHES];
     kn_dit_context context[BRANCHES];
     kn_vae_decoder *decoder;
-    float *host_planes; /* where frames are brought to, on a device without host memory */
+    void *host_picture; /* where frames are brought to, on a device without host memory */
 };
 
 const char *kn_slice_name(kn_slice_kind kind)
@@ -161,8 +161,8 @@ kn_status kn_generation_blank(kn_generation **out, kn_model *model, const kn_req
 static void free_decoder(kn_generation *g)
 {
     kn_vae_decoder_destroy(&g->decoder);
-    kn_free(g->host_planes);
-    g->host_planes = NULL;
+    kn_free(g->host_picture);
+    g->host_picture = NULL;
 }
 
 void kn_generation_destroy(kn_generation **handle)
@@ -203,9 +203,6 @@ kn_slice kn_generation_next(const kn_generation *g)
     return (kn_slice){KN_SLICE_DENOISE, g->step, g->schedule.steps};
 }
 
-/* ---- packs ---- */
-
-/* Every branch of these generations, at the step each is at. */
 static int32_t gather_sequences(kn_generation *const *gs, int32_t count, kn_dit_sequence *out)
 {
     int32_t n = 0;
@@ -289,9 +286,9 @@ static size_t text_bytes(const kn_model *model, const int32_t *offsets, int32_t 
 static kn_status reserve_steps(kn_generation *const *gs, int32_t count)
 {
     kn_model *model = gs[0]->model;
+    kn_arena arena;
     kn_dit_sequence sequences[KN_PACK_SEQUENCES_MAX];
     const int32_t n = gather_sequences(gs, count, sequences);
-    kn_arena arena;
     return kn_model_workspace(model, kn_dit_workspace(kn_model_dit(model), sequences, n, kn_model_group(model)),
                               &arena);
 }
@@ -332,42 +329,31 @@ fail:
 
 /* ---- denoise ---- */
 
-static kn_status lincomb(const kn_generation *g, float *out, int32_t terms, const float *const *x,
-                         const float *coefficient)
-{
-    kn_lincomb_args args = {.out = out, .count = g->elements, .terms = terms};
-    memcpy(args.x, x, (size_t)terms * sizeof *x);
-    memcpy(args.coefficient, coefficient, (size_t)terms * sizeof *coefficient);
-    return kn_device_ops(g->device)->lincomb(kn_model_stream(g->model), &args);
-}
-
-/* out = a x + b v, where v = v_negative + guidance (v_positive - v_negative), or v_positive without guidance. */
-static kn_status add_velocity(const kn_generation *g, float *out, const float *x, float b)
-{
-    const float guidance = (float)g->request.guidance;
-    const float *const terms[] = {x, g->velocity[POSITIVE], g->velocity[NEGATIVE]};
-    const float coefficients[] = {1.0f, g->branches > 1 ? b * guidance : b, b * (1.0f - guidance)};
-    return lincomb(g, out, g->branches + 1, terms, coefficients);
-}
-
+/* One sampler step with guidance: v = v_negative + guidance (v_positive - v_negative), x += delta v. */
 static kn_status solve(kn_generation *g)
 {
-    kn_status st = KN_OK;
     const kn_solver_step s = kn_solver_at(&g->schedule, g->step);
-    if (s.kind == KN_SAMPLER_EULER) return add_velocity(g, g->latents, g->latents, s.euler_delta);
-
-    KN_TRY(add_velocity(g, g->m, g->latents, -s.sigma));
-    if (s.corrected)
-        KN_TRY(lincomb(g, g->x_prev, 4, (const float *const[]){g->x_prev, g->m_prev2, g->m_prev, g->m}, s.corrector));
-    else
-        KN_TRY(lincomb(g, g->x_prev, 1, (const float *const[]){g->latents}, (const float[]){1.0f}));
-    KN_TRY(lincomb(g, g->latents, 3, (const float *const[]){g->x_prev, g->m_prev, g->m}, s.predictor));
+    const float guidance = (float)g->request.guidance, delta = g->m ? -s.sigma : s.euler_delta;
+    kn_sampler_step_args args = {
+        .x = g->latents,
+        .count = g->elements,
+        .velocities = g->branches,
+        .velocity = {g->velocity[POSITIVE], g->velocity[NEGATIVE]},
+        .velocity_weight = {g->branches > 1 ? delta * guidance : delta, delta * (1.0f - guidance)},
+        .m = g->m, /* NULL for Euler */
+        .x_prev = g->x_prev,
+        .m_prev = g->m_prev,
+        .m_prev2 = g->m_prev2,
+        .corrected = s.corrected};
+    memcpy(args.corrector, s.corrector, sizeof args.corrector);
+    memcpy(args.predictor, s.predictor, sizeof args.predictor);
+    const kn_status st = kn_device_ops(g->device)->sampler_step(kn_model_stream(g->model), &args);
+    if (st != KN_OK || !g->m) return st;
     float *oldest = g->m_prev2;
     g->m_prev2 = g->m_prev;
     g->m_prev = g->m;
     g->m = oldest;
-fail:
-    return st;
+    return KN_OK;
 }
 
 static kn_status step_denoise(kn_generation *const *gs, int32_t count)
@@ -419,37 +405,45 @@ fail:
     return st;
 }
 
-static kn_status deliver(void *context, int64_t index, const float *planes)
+/* Several ranks gather planes, also for a sink of pictures: the others do not know this one's. */
+static kn_picture_layout layout_of(const kn_generation *g, const kn_group *group)
+{
+    return g->sink.picture && (!group || group->size == 1) ? KN_PICTURE_RGB24 : KN_PICTURE_PLANES;
+}
+
+static kn_status deliver(void *context, int64_t index, const void *picture)
 {
     kn_status st = KN_OK;
     kn_generation *g = context;
     kn_stream *stream = kn_model_stream(g->model);
+    const bool bytes = layout_of(g, kn_model_group(g->model)) == KN_PICTURE_RGB24;
     if (index < g->delivered) return KN_OK; /* decoding began again */
-    if (g->host_planes) {
-        const size_t bytes = (size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float);
-        KN_TRY(kn_stream_download(stream, g->host_planes, planes, bytes));
+    if (g->host_picture) {
+        const size_t values = (size_t)KN_PICTURE_CHANNELS * (size_t)g->request.width * (size_t)g->request.height;
+        KN_TRY(kn_stream_download(stream, g->host_picture, picture, bytes ? values : values * sizeof(float)));
         KN_TRY(kn_stream_synchronize(stream));
-        planes = g->host_planes;
+        picture = g->host_picture;
     }
-    KN_TRY(g->sink.frame(g->sink.context, index, planes));
+    KN_TRY(bytes ? g->sink.picture(g->sink.context, index, picture) : g->sink.frame(g->sink.context, index, picture));
     g->delivered = index + 1;
 fail:
     return st;
 }
 
-static kn_status prepare_host_planes(kn_generation *g)
+/* Room for either layout: which one comes may change with the group. */
+static kn_status prepare_host_picture(kn_generation *g)
 {
     kn_device_info info;
     kn_device_describe(g->device, &info);
-    if (info.host_memory || g->host_planes) return KN_OK;
-    g->host_planes = kn_alloc((size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float));
-    return g->host_planes ? KN_OK : KN_NOMEM;
+    if (info.host_memory || g->host_picture) return KN_OK;
+    g->host_picture = kn_alloc((size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float));
+    return g->host_picture ? KN_OK : KN_NOMEM;
 }
 
 static kn_status make_decoder(kn_generation *g, const kn_group *group)
 {
     return kn_vae_decoder_create(&g->decoder, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w,
-                                 group);
+                                 layout_of(g, group), group);
 }
 
 static kn_status open_decoder(kn_generation *g)
@@ -459,7 +453,7 @@ static kn_status open_decoder(kn_generation *g)
     KN_TRY(check_latents(g));
     KN_TRY(kn_model_prepare(g->model, KN_VAE));
     KN_TRY(make_decoder(g, kn_model_group(g->model)));
-    KN_TRY(prepare_host_planes(g));
+    KN_TRY(prepare_host_picture(g));
 fail:
     return st;
 }
@@ -478,8 +472,8 @@ static kn_status decode_with_helpers(kn_generation *g)
     kn_model_workspace_release(g->model);
     KN_TRY(kn_model_prepare(g->model, KN_VAE));
     KN_TRY(kn_vae_decoder_create(&share, kn_model_vae(g->model), kn_model_stream(g->model), g->shape.h, g->shape.w,
-                                 group));
-    KN_TRY(prepare_host_planes(g));
+                                 layout_of(g, group), group));
+    KN_TRY(prepare_host_picture(g));
     if (!first) KN_TRY(kn_vae_decoder_hand_out(share, g->decoder));
     KN_TRY(kn_vae_decode(share, g->latents + g->decoded * plane, g->shape.t * plane, true, deliver, g));
     if (!last) {
@@ -735,10 +729,10 @@ typedef struct preview {
     kn_stream *stream;
 } preview;
 
-static kn_status keep_preview(void *context, int64_t index, const float *planes)
+static kn_status keep_preview(void *context, int64_t index, const void *picture)
 {
     const preview *p = context;
-    return index == 0 ? kn_stream_download(p->stream, p->planes, planes, p->bytes) : KN_OK;
+    return index == 0 ? kn_stream_download(p->stream, p->planes, picture, p->bytes) : KN_OK;
 }
 
 kn_status kn_generation_preview(const kn_generation *g, float *planes)
@@ -751,7 +745,8 @@ kn_status kn_generation_preview(const kn_generation *g, float *planes)
     const float *estimate = g->schedule.kind == KN_SAMPLER_UNIPC ? g->m_prev : g->latents;
     preview p = {planes, (size_t)3 * (size_t)g->request.width * (size_t)g->request.height * sizeof(float), stream};
     KN_TRY(kn_model_prepare(g->model, KN_VAE));
-    KN_TRY(kn_vae_decoder_create(&decoder, kn_model_vae(g->model), stream, g->shape.h, g->shape.w, NULL));
+    KN_TRY(kn_vae_decoder_create(&decoder, kn_model_vae(g->model), stream, g->shape.h, g->shape.w, KN_PICTURE_PLANES,
+                                 NULL));
     KN_TRY(kn_vae_decode(decoder, estimate, (int64_t)g->shape.t * g->shape.h * g->shape.w, true, keep_preview, &p));
     KN_TRY(kn_stream_synchronize(stream));
 fail:

@@ -42,10 +42,13 @@ const char *kn_slice_name(kn_slice_kind kind); /* "text", "denoise", "decode", "
  * KN_UNAVAILABLE because a rank was lost leaves the state of the slice before: set another group, bring new ranks up to
  * date (kn_generation_share) and run it again. */
 
-/* Where frames go. planes: host memory, [3, height, width] f32 in 0..1, red first, valid during the call. */
+/* Where frames go: each comes once, to `frame` or to `picture`. planes: [3, height, width] f32 in 0..1, red first.
+ * rgb: [height, width, 3] bytes, floor(255 v + 0.5). Both in host memory, valid during the call. A sink that has
+ * `picture` gets bytes where the device makes them, a quarter of the floats; on several ranks it gets planes. */
 typedef struct kn_frame_sink {
     void *context;
     kn_status (*frame)(void *context, int64_t index, const float *planes);
+    kn_status (*picture)(void *context, int64_t index, const uint8_t *rgb); /* may be NULL */
     kn_status (*finish)(void *context);
 } kn_frame_sink;
 

@@ -584,16 +584,20 @@ static kn_status encode(kn_media_writer *writer, const AVFrame *frame)
     return fail_av(KN_UNAVAILABLE, code, writer->path, writer->coder->name);
 }
 
-kn_status kn_media_write(kn_media_writer *writer, const float *planes, int64_t plane_stride)
+/* Whether one more frame may come. */
+static kn_status ready(const kn_media_writer *writer)
 {
-    KN_REQUIRE(writer && planes);
-    KN_REQUIRE(plane_stride >= (int64_t)writer->width * writer->height);
     if (writer->broken) return kn_fail(KN_INVALID, "%s: an earlier frame could not be written", writer->path);
     if (!writer->format && writer->digits < 0 && writer->frames > 0)
         return kn_fail(KN_INVALID, "%s: is one picture; more frames need a number in the name, as in frame-%%04d.png",
                        writer->path);
+    return KN_OK;
+}
+
+/* Encodes what `source` holds. */
+static kn_status put_source(kn_media_writer *writer)
+{
     kn_status st = KN_OK;
-    fill_source(writer, planes, plane_stride);
     KN_TRY(make_picture(writer));
     AVFrame *frame = writer->picture ? writer->picture : writer->source;
     frame->pts = writer->frames;
@@ -604,6 +608,27 @@ kn_status kn_media_write(kn_media_writer *writer, const float *planes, int64_t p
 fail:
     writer->broken = 1;
     return st;
+}
+
+kn_status kn_media_write(kn_media_writer *writer, const float *planes, int64_t plane_stride)
+{
+    KN_REQUIRE(writer && planes);
+    KN_REQUIRE(plane_stride >= (int64_t)writer->width * writer->height);
+    kn_status st = ready(writer);
+    if (st != KN_OK) return st;
+    fill_source(writer, planes, plane_stride);
+    return put_source(writer);
+}
+
+kn_status kn_media_write_rgb(kn_media_writer *writer, const uint8_t *rgb)
+{
+    KN_REQUIRE(writer && rgb);
+    kn_status st = ready(writer);
+    if (st != KN_OK) return st;
+    const size_t line = 3 * (size_t)writer->width;
+    for (int32_t y = 0; y < writer->height; y++)
+        memcpy(writer->source->data[0] + (ptrdiff_t)y * writer->source->linesize[0], rgb + (size_t)y * line, line);
+    return put_source(writer);
 }
 
 /* ---- the end ---- */

@@ -35,6 +35,9 @@ kn_status kn_media_open(kn_media_writer **out, const kn_media_params *params);
  * plane_stride: elements between planes. BT.709 limited range for video. */
 kn_status kn_media_write(kn_media_writer *writer, const float *planes, int64_t plane_stride);
 
+/* The same frame as bytes [height, width, 3], red first. */
+kn_status kn_media_write_rgb(kn_media_writer *writer, const uint8_t *rgb);
+
 /* Flushes, writes the index in front, syncs, renames. Takes the writer, also on failure. */
 kn_status kn_media_finish(kn_media_writer **writer);
 

@@ -3,7 +3,7 @@
  * Noise schedules and solvers for flow-matching models: pure arithmetic on the
  * host, without tensors. A solver step is a linear combination of the sample,
  * the model outputs and their history; this file computes its coefficients and
- * the device applies them with the `lincomb` operator.
+ * the device applies them with the `sampler_step` operator.
  *
  * Oracle: diffusers 0.42.1 UniPCMultistepScheduler (UniPC: Zhao et al. 2023,
  * arXiv 2302.04867) and FlowMatchEulerDiscreteScheduler. */

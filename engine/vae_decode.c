@@ -14,45 +14,60 @@ enum { SIZING_FRAMES = 6 };
 struct kn_vae_decoder {
     kn_vae *vae;
     kn_vae_run run;
-    int32_t h, w;       /* of this rank's rows; h is 0 for a rank without any */
-    int32_t whole_h;    /* of the latent */
-    float *planes;      /* [3, height, width] of the frame just made */
-    float *whole;       /* the same of the whole picture, on the first of several ranks */
+    int32_t h, w;    /* of this rank's rows; h is 0 for a rank without any */
+    int32_t whole_h; /* of the latent */
+    kn_picture_layout layout;
+    void *picture;      /* of the frame just made; room for either format */
+    void *whole;        /* the same of the whole picture, on the first of several ranks */
     float *taps;        /* [KN_VAE_TAPS, taps_count] of the last frames, frame t at t % KN_VAE_TAPS */
-    int64_t taps_count; /* KN_VAE_TAPS * 3 * height * width */
+    int64_t taps_count; /* height * width * KN_VAE_TAPS * 3 */
     int64_t frames;     /* made so far */
     void *memory;
     kn_vae_frame_fn *frame;
     void *context;
 };
 
-/* Sums of the taps of the last three frames: planes of frame t are newest[t] + middle[t - 1] + oldest[t - 2]. */
-static kn_status combine_taps(kn_vae_decoder *d)
+/* The taps of frame t, channels last. */
+static kn_frame taps_of(const kn_vae_decoder *d, int64_t t, int32_t height, int32_t width)
 {
-    const int64_t plane = d->taps_count / (KN_VAE_TAPS * KN_VAE_PIXEL_CHANNELS), frame = plane * KN_VAE_PIXEL_CHANNELS;
-    kn_lincomb_args args = {.out = d->planes, .count = frame, .low = 0.0f, .high = 1.0f};
-    for (int32_t back = 0; back < KN_VAE_TAPS && back <= d->frames; back++) {
-        const int64_t slot = (d->frames - back) % KN_VAE_TAPS;
-        args.x[args.terms] = d->taps + slot * d->taps_count + (KN_VAE_TAPS - 1 - back) * frame;
-        args.coefficient[args.terms++] = 1.0f;
-    }
-    return d->vae->ops->lincomb(d->run.stream, &args);
+    return (kn_frame){.data = d->taps ? d->taps + t % KN_VAE_TAPS * d->taps_count : NULL,
+                      .height = height,
+                      .width = width,
+                      .channels = d->vae->decoder.to_pixels.taps.out,
+                      .row_stride = width,
+                      .dtype = KN_F32};
 }
 
-/* Every rank's rows of the planes into the first rank's whole ones. */
-static kn_status gather_planes(kn_vae_decoder *d)
+/* Sums of the taps of the last three frames: newest[t] + middle[t - 1] + oldest[t - 2]. */
+static kn_status combine_taps(kn_vae_decoder *d, int32_t height, int32_t width)
+{
+    const kn_vae_out_conv *out = &d->vae->decoder.to_pixels;
+    kn_picture_args args = {.out = d->picture, .layout = d->layout, .scale = out->scale};
+    for (int32_t back = 0; back < KN_VAE_TAPS && back <= d->frames; back++) {
+        args.x[args.terms] = taps_of(d, d->frames - back, height, width);
+        args.first[args.terms++] = (KN_VAE_TAPS - 1 - back) * KN_PICTURE_CHANNELS;
+    }
+    for (int c = 0; c < KN_PICTURE_CHANNELS; c++) args.shift[c] = out->shift[c];
+    return d->vae->ops->picture(d->run.stream, &args);
+}
+
+/* Every rank's rows of the picture into the first rank's whole one. */
+static kn_status gather_picture(kn_vae_decoder *d)
 {
     const kn_group *g = &d->run.group;
+    const bool planes = d->layout == KN_PICTURE_PLANES;
+    const int32_t parts = planes ? KN_PICTURE_CHANNELS : 1; /* planes, or pixels of all colours */
     const size_t pixel_rows = (size_t)kn_vae_spatial_factor(&d->vae->config);
-    const size_t line = pixel_rows * (size_t)d->w * sizeof(float) * pixel_rows; /* of one latent row */
+    const size_t line =
+        pixel_rows * pixel_rows * (size_t)d->w * (planes ? sizeof(float) : KN_PICTURE_CHANNELS); /* of a latent row */
     const size_t plane = (size_t)d->whole_h * line, own = (size_t)d->h * line;
     const kn_comm_block send = {
-        .data = d->planes, .rows = KN_VAE_PIXEL_CHANNELS, .row_bytes = own, .stride = own, .peer = g->member[0]};
+        .data = d->picture, .rows = parts, .row_bytes = own, .stride = own, .peer = g->member[0]};
     kn_comm_block receive[KN_COMM_RANKS_MAX];
     for (int32_t i = 0; g->index == 0 && i < g->size; i++) {
         const kn_share r = kn_share_of(d->whole_h, g->size, i);
         receive[i] = (kn_comm_block){.data = (char *)d->whole + (size_t)r.first * line,
-                                     .rows = KN_VAE_PIXEL_CHANNELS,
+                                     .rows = parts,
                                      .row_bytes = (size_t)r.count * line,
                                      .stride = plane,
                                      .peer = g->member[i]};
@@ -64,9 +79,9 @@ static kn_status gather_planes(kn_vae_decoder *d)
 static kn_status hand_on(kn_vae_decoder *d)
 {
     kn_status st = KN_OK;
-    if (d->run.group.size > 1) KN_TRY(gather_planes(d));
+    if (d->run.group.size > 1) KN_TRY(gather_picture(d));
     KN_TRY(kn_comm_confirm(d->run.group.comm)); /* before somebody sees it */
-    if (d->run.group.index == 0) KN_TRY(d->frame(d->context, d->frames, d->run.group.size > 1 ? d->whole : d->planes));
+    if (d->run.group.index == 0) KN_TRY(d->frame(d->context, d->frames, d->run.group.size > 1 ? d->whole : d->picture));
 fail:
     return st;
 }
@@ -76,26 +91,18 @@ static kn_status emit(kn_vae_decoder *d, kn_frame *x)
     kn_status st = KN_OK;
     kn_vae_run *run = &d->run;
     const kn_vae_out_conv *out = &d->vae->decoder.to_pixels;
-    kn_frame normed = {0}, taps = {0};
+    kn_frame normed = {0};
     const int32_t height = x->height, width = x->width;
     KN_TRY(kn_vae_take(run, &normed, height, width, out->taps.in, out->taps.dtype));
     KN_TRY(kn_vae_norm(run, *x, d->vae->decoder.norm_out, true, normed));
     kn_frame_give(&run->pool, x);
-    KN_TRY(kn_vae_take(run, &taps, height, width, out->taps.out, KN_F32));
-    KN_TRY(kn_vae_conv_run(run, &out->taps, normed, taps, (kn_frame){0}));
+    KN_TRY(kn_vae_conv_run(run, &out->taps, normed, taps_of(d, d->frames, height, width), (kn_frame){0}));
     kn_frame_give(&run->pool, &normed);
     if (!run->pool.dry) {
-        float *slot = d->taps + d->frames % KN_VAE_TAPS * d->taps_count;
-        KN_TRY(d->vae->ops->frame_unpack(run->stream, &(kn_frame_unpack_args){.planes = slot,
-                                                                              .plane_stride = (int64_t)height * width,
-                                                                              .x = taps,
-                                                                              .scale = out->scale,
-                                                                              .shift = out->shift}));
-        KN_TRY(combine_taps(d));
+        KN_TRY(combine_taps(d, height, width));
         KN_TRY(hand_on(d));
     }
     d->frames++;
-    kn_frame_give(&run->pool, &taps);
 fail:
     return st;
 }
@@ -226,13 +233,14 @@ static kn_comm_block frame_rows(const kn_frame *f, int64_t scale, kn_share rows,
                            .peer = peer};
 }
 
-/* The same of the sums of taps, which are planes of pixels. */
+/* The same of the sums of taps of the last frames. */
 static kn_comm_block tap_rows(const kn_vae_decoder *d, kn_share rows, int64_t first, int32_t peer)
 {
     const size_t factor = (size_t)kn_vae_spatial_factor(&d->vae->config);
-    const size_t line = factor * (size_t)d->w * factor * sizeof(float); /* of one latent row */
+    const size_t pixel = KN_VAE_TAPS * KN_VAE_PIXEL_CHANNELS * sizeof(float);
+    const size_t line = factor * (size_t)d->w * factor * pixel; /* of one latent row */
     return (kn_comm_block){.data = (char *)d->taps + (size_t)(rows.first - first) * line,
-                           .rows = KN_VAE_TAPS * KN_VAE_TAPS * KN_VAE_PIXEL_CHANNELS,
+                           .rows = KN_VAE_TAPS,
                            .row_bytes = (size_t)rows.count * line,
                            .stride = (size_t)d->h * line,
                            .peer = peer};
@@ -320,11 +328,11 @@ static kn_status begin(kn_vae_decoder *d, kn_vae *vae, kn_stream *stream, int32_
     d->run.stream = stream;
     const size_t pixels = factor * (size_t)h * factor * (size_t)w;
     d->taps_count = (int64_t)(KN_VAE_TAPS * KN_VAE_PIXEL_CHANNELS * pixels);
-    d->planes = kn_arena_take(&d->run.pool.arena, KN_VAE_PIXEL_CHANNELS * pixels * sizeof *d->planes);
+    d->picture = kn_arena_take(&d->run.pool.arena, KN_VAE_PIXEL_CHANNELS * pixels * sizeof(float));
     d->taps = kn_arena_take(&d->run.pool.arena, KN_VAE_TAPS * (size_t)d->taps_count * sizeof *d->taps);
     if (d->run.group.size > 1 && d->run.group.index == 0)
-        d->whole = kn_arena_take(&d->run.pool.arena, KN_VAE_PIXEL_CHANNELS * factor * factor * (size_t)whole_h *
-                                                         (size_t)w * sizeof *d->whole);
+        d->whole = kn_arena_take(&d->run.pool.arena,
+                                 KN_VAE_PIXEL_CHANNELS * factor * factor * (size_t)whole_h * (size_t)w * sizeof(float));
     if (h > 0) kn_vae_run_reserve(&d->run, &vae->decoder.middle.attention, whole_h, w);
     return KN_OK;
 }
@@ -363,7 +371,7 @@ double kn_vae_decode_flop(const kn_vae *vae, int64_t latent_frames, int32_t h, i
 }
 
 kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w,
-                                const kn_group *group)
+                                kn_picture_layout layout, const kn_group *group)
 {
     kn_status st = KN_OK;
     size_t bytes;
@@ -372,6 +380,7 @@ kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *st
     if (!d) return KN_NOMEM;
     KN_TRY(dry_run(&bytes, &flop, vae, stream, h, w, group, SIZING_FRAMES));
     d->vae = vae;
+    d->layout = layout;
     KN_TRY(kn_device_alloc(vae->device, &d->memory, bytes + KN_ARENA_ALIGN)); /* none needed without rows */
     d->run.pool.arena = kn_arena_view(d->memory, bytes);
     KN_TRY(begin(d, vae, stream, h, w, group));

@@ -33,8 +33,8 @@ typedef struct kn_vae_conv {
  * convolution, and what is kept of the past is their sums, not their input: three planes in place of 96. */
 enum { KN_VAE_TAPS = 3 };
 typedef struct kn_vae_out_conv {
-    kn_vae_conv taps; /* in -> KN_VAE_TAPS * 3 channels, oldest tap first; without bias */
-    float scale[KN_VAE_TAPS * 3], shift[KN_VAE_TAPS * 3]; /* to 0..1, with the bias in the newest tap; host */
+    kn_vae_conv taps;                        /* in -> KN_VAE_TAPS * 3 channels, oldest tap first; without bias */
+    float scale, shift[KN_PICTURE_CHANNELS]; /* of the sum: from -1..1 to 0..1, with the bias */
 } kn_vae_out_conv;
 
 typedef struct kn_vae_resnet {

@@ -154,11 +154,8 @@ static kn_status load_to_pixels(kn_loader *l, kn_vae *vae, kn_vae_network *net)
     const kn_weight source = {.data = order, .n = out->taps.out, .k = (int64_t)c * plane, .dtype = KN_F32};
     KN_TRY(vae->ops->conv_weight_prepare(l->stream, &out->taps.layer.w, memory, &source, &shape));
     KN_TRY(kn_stream_synchronize(l->stream));
-    for (int32_t i = 0; i < out->taps.out; i++) { /* -1..1 to 0..1, once over the sum of the taps */
-        const bool newest = i >= (KN_VAE_TAPS - 1) * pixels;
-        out->scale[i] = 0.5f;
-        out->shift[i] = newest ? 0.5f + 0.5f * kn_tensor_value(&bias, i % pixels) : 0.0f;
-    }
+    out->scale = 0.5f;
+    for (int32_t i = 0; i < pixels; i++) out->shift[i] = 0.5f + 0.5f * kn_tensor_value(&bias, i);
 fail:
     kn_free(order);
     return st;

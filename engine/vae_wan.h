@@ -31,8 +31,8 @@ size_t kn_vae_weight_bytes(const kn_vae *vae);
 /* Lays the weights out in device memory, once; later calls do nothing. Decoding and encoding need it, sizes do not. */
 kn_status kn_vae_prepare(kn_vae *vae, kn_stream *stream);
 
-/* A finished frame, planar [3, height, width] f32 in device memory, valid during the call. `index` counts from 0. */
-typedef kn_status kn_vae_frame_fn(void *context, int64_t index, const float *planes);
+/* A finished frame in device memory, of the decoder's layout, valid during the call. `index` counts from 0. */
+typedef kn_status kn_vae_frame_fn(void *context, int64_t index, const void *picture);
 /* A finished latent frame of the encoder, [z_dim, h, w], the posterior's mean, not normalised. */
 typedef kn_status kn_vae_latent_fn(void *context, int64_t index, const float *latent);
 
@@ -40,14 +40,14 @@ typedef kn_status kn_vae_latent_fn(void *context, int64_t index, const float *la
 
 typedef struct kn_vae_decoder kn_vae_decoder;
 
-/* For latents of h x w. Allocates everything it will ever need.
+/* For latents of h x w; frames come as `layout`, in device memory. Allocates everything it will ever need.
  *
  * With a group of several ranks (NULL: alone) every member decodes the same latents with a decoder of its own and has a
  * share of each picture's rows; at every 3x3 convolution neighbours give each other one row, around the middle
  * attention all rows are gathered, and whole frames reach the first member alone. Members beyond the first h have
  * nothing to do. */
 kn_status kn_vae_decoder_create(kn_vae_decoder **out, kn_vae *vae, kn_stream *stream, int32_t h, int32_t w,
-                                const kn_group *group);
+                                kn_picture_layout layout, const kn_group *group);
 void kn_vae_decoder_destroy(kn_vae_decoder **decoder);
 
 /* Bytes a decoder of this size allocates. */

@@ -206,17 +206,26 @@ typedef struct kn_unpatchify_args {
     int32_t channels, t, h, w;
 } kn_unpatchify_args;
 
-/* out[i] = ((coefficient[0] * x[0][i] + coefficient[1] * x[1][i]) + ...), f32, each product rounded
- * before it is added (no fused multiply-add), so that every tier gives the same bits. */
-enum { KN_LINCOMB_MAX = 8 };
-typedef struct kn_lincomb_args {
-    float *out; /* may be one of x */
+/* One step of a sampler over one generation's latents, guidance included, in one pass over memory. Arrays are [count]
+ * f32. With p = m_prev, pp = m_prev2, coefficients a (velocity), c (corrector), b (predictor):
+ *   m      = (x + a[0] * velocity[0]) + a[1] * velocity[1]              one velocity: without the second term
+ *   x_prev = ((c[0] * x_prev + c[1] * pp) + c[2] * p) + c[3] * m        or x, where not `corrected`
+ *   x      = (b[0] * x_prev + b[1] * p) + b[2] * m
+ * or, where m is NULL, x = the first line alone (Euler). With guidance g and step d, a = {d g, d (1 - g)} for the
+ * velocities of prompt and negative prompt (Ho and Salimans 2022); engine/sampling.h has the others. Every product
+ * and sum is rounded by itself (no fused multiply-add), so every tier gives the same bits. */
+typedef struct kn_sampler_step_args {
+    float *x; /* in: the sample; out: the next */
     int64_t count;
-    int32_t terms; /* 1..KN_LINCOMB_MAX */
-    const float *x[KN_LINCOMB_MAX];
-    float coefficient[KN_LINCOMB_MAX];
-    float low, high; /* low < high: the sum is clamped; equal: not */
-} kn_lincomb_args;
+    int32_t velocities; /* 1 or 2 */
+    const float *velocity[2];
+    float velocity_weight[2];
+    float *m;                      /* out; NULL: a first-order step, and nothing below is read */
+    float *x_prev;                 /* in, where corrected, and out */
+    const float *m_prev, *m_prev2; /* m of the two steps before; m_prev2 is read where corrected */
+    bool corrected;
+    float corrector[4], predictor[3];
+} kn_sampler_step_args;
 
 /* A frame of pixels, channels last: channel c of pixel (y, x) is at
  * data[(y * row_stride + x) * channels + c]. A convolution may read `border`
@@ -279,6 +288,26 @@ typedef struct kn_frame_unpack_args {
     const float *shift;
     float low, high; /* low < high: clamp; equal: none */
 } kn_frame_unpack_args;
+
+enum { KN_PICTURE_TERMS_MAX = 3, KN_PICTURE_CHANNELS = 3 };
+
+typedef enum kn_picture_layout {
+    KN_PICTURE_PLANES, /* [3, height, width] f32 in 0..1 */
+    KN_PICTURE_RGB24,  /* [height, width, 3] bytes: floor(255 v + 0.5), NaN is 0 */
+} kn_picture_layout;
+
+/* A finished picture, for c < 3 and every pixel:
+ *   s = (x[0][y, x, first[0] + c] + x[1][y, x, first[1] + c]) + ...      `terms` of them
+ *   v = clamp(s * scale + shift[c], 0, 1)
+ * Every sum and product is rounded by itself, so every tier gives the same bits. */
+typedef struct kn_picture_args {
+    void *out;
+    kn_picture_layout layout;
+    int32_t terms;                    /* 1..KN_PICTURE_TERMS_MAX */
+    kn_frame x[KN_PICTURE_TERMS_MAX]; /* f32, equal height and width; channels >= first + 3 */
+    int32_t first[KN_PICTURE_TERMS_MAX];
+    float scale, shift[KN_PICTURE_CHANNELS];
+} kn_picture_args;
 
 /* The table of one device: the best allowed implementation of each operator. */
 typedef struct kn_ops {

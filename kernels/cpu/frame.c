@@ -199,3 +199,56 @@ kn_status KN_TIERED(kn_frame_unpack)(kn_stream *stream, const kn_frame_unpack_ar
     kn_cpu_run(stream, kn_tiles(args->x.height, job.block), frame_unpack_tile, &job);
     return KN_OK;
 }
+
+/* ---- finished pictures ---- */
+
+/* Two roundings, a clamp that lets NaN through. */
+KN_INLINE float picture_value(float sum, float scale, float shift)
+{
+    const float product = sum * scale, v = product + shift;
+    return v < 0 ? 0 : v > 1 ? 1 : v;
+}
+
+/* A line of pixels; `terms` is constant where this is inlined. */
+KN_INLINE void picture_line(const kn_picture_args *args, int64_t y, int32_t terms)
+{
+    const int64_t width = args->x[0].width, plane = args->x[0].height * width;
+    const float *line[KN_PICTURE_TERMS_MAX];
+    for (int32_t i = 0; i < terms; i++) line[i] = (const float *)frame_line(&args->x[i], y) + args->first[i];
+    for (int64_t x = 0; x < width; x++)
+        for (int32_t c = 0; c < KN_PICTURE_CHANNELS; c++) {
+            float sum = line[0][x * args->x[0].channels + c];
+            for (int32_t i = 1; i < terms; i++) sum += line[i][x * args->x[i].channels + c];
+            const float v = picture_value(sum, args->scale, args->shift[c]);
+            if (args->layout == KN_PICTURE_PLANES)
+                ((float *)args->out)[c * plane + y * width + x] = v;
+            else
+                ((uint8_t *)args->out)[(y * width + x) * KN_PICTURE_CHANNELS + c] =
+                    v > 0 ? (uint8_t)(255 * v + 0.5f) : 0;
+        }
+}
+
+typedef struct picture_job {
+    const kn_picture_args *args;
+    int64_t block; /* lines of one tile */
+} picture_job;
+
+static void picture_tile(void *context, int64_t tile, int worker)
+{
+    (void)worker;
+    const picture_job *job = context;
+    const int64_t end = smaller((tile + 1) * job->block, job->args->x[0].height);
+    for (int64_t y = tile * job->block; y < end; y++) switch (job->args->terms) {
+        case 1: picture_line(job->args, y, 1); break;
+        case 2: picture_line(job->args, y, 2); break;
+        default: picture_line(job->args, y, 3);
+        }
+}
+
+kn_status KN_TIERED(kn_picture)(kn_stream *stream, const kn_picture_args *args)
+{
+    assert(args->terms >= 1 && args->terms <= KN_PICTURE_TERMS_MAX);
+    picture_job job = {.args = args, .block = rows_per_tile((int64_t)args->x[0].width * args->x[0].channels)};
+    kn_cpu_run(stream, kn_tiles(args->x[0].height, job.block), picture_tile, &job);
+    return KN_OK;
+}

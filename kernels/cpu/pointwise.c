@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Operators in which an element depends on the elements at its own place only:
- * activations, table rows, linear combinations, and the sinusoids of timesteps.
+ * activations, table rows, steps of a sampler, and the sinusoids of timesteps.
  * They are bound by memory; tiles are a few rows, or 32 Ki elements of a vector.
  *
  * Tolerance: exponentials are within two units of f32's last place (vec.h), the
  * quotients of silu and gelu within about four, then rounded to the output type.
- * Linear combinations are exact: each product and each sum is rounded by itself. */
+ * A sampler's step is exact: each product and each sum is rounded by itself. */
 #include <math.h>
 
 #include "kernels/cpu/rowwise.h"
 
-enum { LINCOMB_BLOCK = 32 * 1024 };
+enum { VECTOR_BLOCK = 32 * 1024 };
 
 typedef struct silu_job {
     const kn_silu_args *args;
@@ -203,33 +203,64 @@ kn_status KN_TIERED(kn_timestep_embed)(kn_stream *stream, const kn_timestep_embe
 }
 
 /* Lanes past `n` read as zero. */
-KN_INLINE vf combine(const kn_lincomb_args *args, int64_t i, int64_t n)
+KN_INLINE vf read_lanes(const float *x, int64_t i, int64_t n)
 {
-    vf sum = v_zero();
-    for (int32_t k = 0; k < args->terms; k++) {
-        vf x = n == VL ? v_load(args->x[k] + i) : v_load_n(args->x[k] + i, n);
-        vf product = v_mul(v_set1(args->coefficient[k]), x);
-        sum = k == 0 ? product : v_add(sum, product);
-    }
-    if (args->low < args->high) /* in this order NaN stays NaN */
-        sum = v_min(v_set1(args->high), v_max(v_set1(args->low), sum));
-    return sum;
+    return n == VL ? v_load(x + i) : v_load_n(x + i, n);
 }
 
-static void lincomb_tile(void *context, int64_t tile, int worker)
+KN_INLINE void write_lanes(float *x, int64_t i, int64_t n, vf value)
+{
+    if (n == VL)
+        v_store(x + i, value);
+    else
+        v_store_n(x + i, value, n);
+}
+
+/* sum + weight * x, rounded twice. */
+KN_INLINE vf add_product(vf sum, float weight, vf x)
+{
+    return v_add(sum, v_mul(v_set1(weight), x));
+}
+
+KN_INLINE void sampler_lanes(const kn_sampler_step_args *args, int64_t i, int64_t n)
+{
+    const float *c = args->corrector, *b = args->predictor;
+    const vf x = read_lanes(args->x, i, n);
+    vf m = x;
+    for (int32_t v = 0; v < args->velocities; v++)
+        m = add_product(m, args->velocity_weight[v], read_lanes(args->velocity[v], i, n));
+    if (!args->m) {
+        write_lanes(args->x, i, n, m);
+        return;
+    }
+    const vf m_prev = read_lanes(args->m_prev, i, n);
+    vf corrected = x;
+    if (args->corrected) {
+        corrected = v_mul(v_set1(c[0]), read_lanes(args->x_prev, i, n));
+        corrected = add_product(corrected, c[1], read_lanes(args->m_prev2, i, n));
+        corrected = add_product(corrected, c[2], m_prev);
+        corrected = add_product(corrected, c[3], m);
+    }
+    const vf predicted = add_product(add_product(v_mul(v_set1(b[0]), corrected), b[1], m_prev), b[2], m);
+    write_lanes(args->m, i, n, m);
+    write_lanes(args->x_prev, i, n, corrected);
+    write_lanes(args->x, i, n, predicted);
+}
+
+static void sampler_tile(void *context, int64_t tile, int worker)
 {
     (void)worker;
-    const kn_lincomb_args *args = context;
-    int64_t i = tile * LINCOMB_BLOCK;
-    int64_t end = smaller(i + LINCOMB_BLOCK, args->count);
-    for (; i + VL <= end; i += VL) v_store(args->out + i, combine(args, i, VL));
-    if (i < end) v_store_n(args->out + i, combine(args, i, end - i), end - i);
+    const kn_sampler_step_args *args = context;
+    int64_t i = tile * VECTOR_BLOCK;
+    const int64_t end = smaller(i + VECTOR_BLOCK, args->count);
+    for (; i + VL <= end; i += VL) sampler_lanes(args, i, VL);
+    if (i < end) sampler_lanes(args, i, end - i);
 }
 
-kn_status KN_TIERED(kn_lincomb)(kn_stream *stream, const kn_lincomb_args *args)
+kn_status KN_TIERED(kn_sampler_step)(kn_stream *stream, const kn_sampler_step_args *args)
 {
-    assert(args->terms >= 1 && args->terms <= KN_LINCOMB_MAX);
-    kn_lincomb_args job = *args;
-    kn_cpu_run(stream, kn_tiles(args->count, LINCOMB_BLOCK), lincomb_tile, &job);
+    assert(args->velocities == 1 || args->velocities == 2);
+    kn_sampler_step_args job = *args;
+    kn_cpu_run(stream, kn_tiles(args->count, VECTOR_BLOCK), sampler_tile, &job);
     return KN_OK;
 }

@@ -17,8 +17,6 @@ KN_CUDA_BEGIN
 /* Which kernels may be used; a later one includes the earlier. */
 enum tier { TIER_CUDA, TIER_SM90, TIER_COUNT };
 
-struct blas; /* gemm_blaslt.cu */
-
 struct device_cuda {
     kn_device base;
     kn_device_cuda_counts counts; /* as kn_device_cuda_base has them */
@@ -27,9 +25,8 @@ struct device_cuda {
     int multiprocessors;
     size_t shared_max; /* bytes of shared memory a block can ask for */
     enum tier tier;
-    kn_pool *pool;     /* copies into pinned memory; made when first needed */
-    struct blas *blas; /* NULL: no cuBLASLt here */
-    bool lost;         /* a sticky error was seen: every later call answers KN_DEVICE_LOST at once */
+    kn_pool *pool; /* copies into pinned memory; made when first needed */
+    bool lost;     /* a sticky error was seen: every later call answers KN_DEVICE_LOST at once */
     char lost_why[256];
 };
 

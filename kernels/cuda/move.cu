@@ -218,4 +218,72 @@ kn_status frame_unpack_cuda(kn_stream *stream, const kn_frame_unpack_args *args)
     return KN_OK;
 }
 
+/* ---- finished pictures ---- */
+
+/* Four pixels of a line in one thread: three words of bytes where they are whole and aligned. */
+enum { PIXELS = 4 };
+
+__device__ static float picture_value(const kn_picture_args &args, int64_t y, int64_t x, int c)
+{
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < KN_PICTURE_TERMS_MAX; i++) {
+        if (i >= args.terms) break;
+        const float value = ((const float *)args.x[i].data)[pixel_of(args.x[i], y, x) + args.first[i] + c];
+        sum = i == 0 ? value : __fadd_rn(sum, value);
+    }
+    const float v = __fadd_rn(__fmul_rn(sum, args.scale), args.shift[c]);
+    return v < 0 ? 0.0f : v > 1 ? 1.0f : v; /* NaN stays */
+}
+
+__device__ static uint32_t picture_byte(float v)
+{
+    return v > 0 ? (uint32_t)__fadd_rn(__fmul_rn(255.0f, v), 0.5f) : 0u;
+}
+
+__global__ void __launch_bounds__(THREADS) picture_kernel(kn_picture_args args)
+{
+    const int64_t height = args.x[0].height, width = args.x[0].width, index = flat_index();
+    const int64_t groups = (width + PIXELS - 1) / PIXELS, y = index / groups, x = index % groups * PIXELS;
+    if (y >= height) return;
+    const int count = minimum(width - x, PIXELS);
+    float v[PIXELS][KN_PICTURE_CHANNELS];
+#pragma unroll
+    for (int p = 0; p < PIXELS; p++)
+#pragma unroll
+        for (int c = 0; c < KN_PICTURE_CHANNELS; c++) v[p][c] = p < count ? picture_value(args, y, x + p, c) : 0.0f;
+    if (args.layout == KN_PICTURE_PLANES) {
+#pragma unroll
+        for (int c = 0; c < KN_PICTURE_CHANNELS; c++)
+#pragma unroll
+            for (int p = 0; p < PIXELS; p++)
+                if (p < count) ((float *)args.out)[(c * height + y) * width + x + p] = v[p][c];
+        return;
+    }
+    unsigned char *to = (unsigned char *)args.out + (y * width + x) * KN_PICTURE_CHANNELS;
+    if (count == PIXELS && ((uintptr_t)to & 3) == 0) {
+#pragma unroll
+        for (int word = 0; word < KN_PICTURE_CHANNELS; word++) {
+            uint32_t bytes = 0;
+#pragma unroll
+            for (int b = 0; b < 4; b++)
+                bytes |= picture_byte(v[(word * 4 + b) / KN_PICTURE_CHANNELS][(word * 4 + b) % KN_PICTURE_CHANNELS])
+                         << (8 * b);
+            ((uint32_t *)to)[word] = bytes;
+        }
+        return;
+    }
+#pragma unroll
+    for (int p = 0; p < PIXELS; p++)
+#pragma unroll
+        for (int c = 0; c < KN_PICTURE_CHANNELS; c++)
+            if (p < count) to[p * KN_PICTURE_CHANNELS + c] = (unsigned char)picture_byte(v[p][c]);
+}
+
+kn_status picture_cuda(kn_stream *stream, const kn_picture_args *args)
+{
+    const int64_t threads = args->x[0].height * divide_up(args->x[0].width, PIXELS);
+    return KN_LAUNCH(picture_kernel, grid_of(threads), THREADS, 0, stream_of(stream), *args);
+}
+
 KN_CUDA_END

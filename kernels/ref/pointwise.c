@@ -46,18 +46,28 @@ kn_status kn_add_table_ref(kn_stream *stream, const kn_add_table_args *args)
 }
 
 /* In float, as the contract fixes every rounding. */
-kn_status kn_lincomb_ref(kn_stream *stream, const kn_lincomb_args *args)
+kn_status kn_sampler_step_ref(kn_stream *stream, const kn_sampler_step_args *args)
 {
     (void)stream;
-    assert(args->terms >= 1 && args->terms <= KN_LINCOMB_MAX);
+    const float *a = args->velocity_weight, *c = args->corrector, *b = args->predictor;
     for (int64_t i = 0; i < args->count; i++) {
-        float sum = args->coefficient[0] * args->x[0][i];
-        for (int32_t term = 1; term < args->terms; term++) {
-            float product = args->coefficient[term] * args->x[term][i];
-            sum = sum + product;
+        const float x = args->x[i];
+        float m = x + a[0] * args->velocity[0][i];
+        if (args->velocities > 1) m = m + a[1] * args->velocity[1][i];
+        if (!args->m) {
+            args->x[i] = m;
+            continue;
         }
-        if (args->low < args->high) sum = sum < args->low ? args->low : sum > args->high ? args->high : sum;
-        args->out[i] = sum;
+        float corrected = x;
+        if (args->corrected) {
+            corrected = c[0] * args->x_prev[i] + c[1] * args->m_prev2[i];
+            corrected = corrected + c[2] * args->m_prev[i];
+            corrected = corrected + c[3] * m;
+        }
+        float predicted = b[0] * corrected + b[1] * args->m_prev[i];
+        args->x[i] = predicted + b[2] * m;
+        args->x_prev[i] = corrected;
+        args->m[i] = m;
     }
     return KN_OK;
 }

@@ -374,17 +374,28 @@ void bench_unpatchify(bench *b)
                   "16 x %d x %d x %d", t, h, w);
 }
 
-void bench_lincomb(bench *b)
+/* UniPC of second order with guidance: six arrays are read, three written. */
+void bench_sampler_step(bench *b)
 {
     const int64_t count = (int64_t)16 * 21 * 60 * 104;
-    kn_lincomb_args args = {.count = count, .terms = 4, .coefficient = {0.5f, 0.25f, -0.125f, 1}};
-    args.out = bench_matrix(b, 1, count, KN_F32).data;
-    for (int i = 0; i < args.terms; i++) args.x[i] = bench_vector(b, count);
-    bench_measure(
-        b,
-        &(bench_case){
-            .call = check_call_lincomb, .args = &args, .args_bytes = sizeof args, .bytes = 5.0 * (double)count * 4},
-        "4 terms of 16 x 21 x 60 x 104");
+    kn_sampler_step_args args = {.count = count,
+                                 .velocities = 2,
+                                 .velocity_weight = {-2.5f, 2.0f},
+                                 .corrected = true,
+                                 .corrector = {0.75f, 0.125f, -0.25f, 0.375f},
+                                 .predictor = {0.5f, -0.125f, 0.625f}};
+    args.x = bench_matrix(b, 1, count, KN_F32).data;
+    args.x_prev = bench_matrix(b, 1, count, KN_F32).data;
+    args.m = bench_matrix(b, 1, count, KN_F32).data;
+    args.m_prev = bench_vector(b, count);
+    args.m_prev2 = bench_vector(b, count);
+    for (int v = 0; v < args.velocities; v++) args.velocity[v] = bench_vector(b, count);
+    bench_measure(b,
+                  &(bench_case){.call = check_call_sampler_step,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .bytes = 9.0 * (double)count * 4},
+                  "UniPC, guided, 16 x 21 x 60 x 104");
 }
 
 /* ---- VAE ---- */
@@ -482,4 +493,19 @@ void bench_frame_unpack(bench *b)
                                 .args_bytes = sizeof args,
                                 .bytes = 2 * frame_bytes(&args.x)},
                   "%d x %d x 3, clamped", h, w);
+}
+
+/* The taps of three frames to bytes: a third of every pixel's nine channels is used, all of them are read. */
+void bench_picture(bench *b)
+{
+    const int32_t h = pixels(b, 240), w = pixels(b, 416);
+    kn_picture_args args = {.layout = KN_PICTURE_RGB24, .terms = 3, .first = {6, 3, 0}, .scale = 0.5f};
+    for (int i = 0; i < args.terms; i++) args.x[i] = bench_frame(b, h, w, 9, 0, KN_F32);
+    args.out = bench_matrix(b, h, w, KN_F32).data;
+    bench_measure(b,
+                  &(bench_case){.call = check_call_picture,
+                                .args = &args,
+                                .args_bytes = sizeof args,
+                                .bytes = 3 * frame_bytes(&args.x[0]) + 3.0 * h * w},
+                  "%d x %d, 3 of 9 channels, 3 terms to RGB24", h, w);
 }

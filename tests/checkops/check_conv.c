@@ -193,7 +193,7 @@ void check_conv(check *c)
     }
 }
 
-/* ---- frame_pack, frame_unpack ---- */
+/* ---- frame_pack, frame_unpack, picture ---- */
 
 static kn_frame random_frame(check *c)
 {
@@ -261,5 +261,37 @@ void check_frame_unpack(check *c)
                                      .tolerance = {.scaled = scale || shift ? 2 * CHECK_ROUND_F32 : 0,
                                                    .scale = magnitude,
                                                    .exact = !scale && !shift}});
+    }
+}
+
+/* Sums, product and clamp in a fixed order: the same bits, as floats and as bytes. */
+void check_picture(check *c)
+{
+    for (int i = 0; i < check_rounds(c, 60); i++) {
+        check_begin(c, "choosing");
+        kn_picture_args args = {.layout = (kn_picture_layout)check_below(c, 2),
+                                .terms = (int32_t)(1 + check_below(c, KN_PICTURE_TERMS_MAX)),
+                                .scale = 0.5f};
+        const int64_t height = CHECK_PICK(c, 1, 2, 7), width = CHECK_PICK(c, 1, 2, 3, 5, 16, 17, 50);
+        const bool rgb = args.layout == KN_PICTURE_RGB24, with_nan = check_below(c, 4) == 0;
+        check_begin(c, "%lldx%lld, %d terms to %s%s", (long long)height, (long long)width, args.terms,
+                    rgb ? "RGB24" : "planes", with_nan ? ", nan" : "");
+        for (int32_t t = 0; t < args.terms; t++) {
+            const kn_frame shape = {.height = (int32_t)height,
+                                    .width = (int32_t)width,
+                                    .channels = (int32_t)CHECK_PICK(c, 3, 9, 16),
+                                    .border = (int32_t)check_below(c, 2)};
+            args.x[t] = check_frame(c, &shape, with_nan ? CHECK_NAN : CHECK_NORMAL, CHECK_INPUT);
+            args.first[t] = (int32_t)check_below(c, shape.channels - 2);
+        }
+        for (int j = 0; j < KN_PICTURE_CHANNELS; j++) args.shift[j] = 0.5f + 0.25f * (float)check_normal(c);
+        const int64_t values = height * width * KN_PICTURE_CHANNELS;
+        args.out =
+            rgb ? check_buffer_new(c, (size_t)values, 1, CHECK_OUTPUT) : check_matrix_out(c, 1, values, KN_F32).data;
+        check_judge(c, &(check_case){.call = check_call_picture,
+                                     .args = &args,
+                                     .args_bytes = sizeof args,
+                                     .output = {.data = args.out, .count = {1, 1, values}, .bytes = rgb},
+                                     .tolerance = {.exact = true}});
     }
 }

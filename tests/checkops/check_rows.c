@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The operators that work element by element or only move elements: silu,
- * gated_gelu, add_table, lincomb; embed, timestep_embed; patchify, unpatchify.
+ * gated_gelu, add_table, sampler_step; embed, timestep_embed; patchify, unpatchify.
  *
  * Tolerance. silu and gelu_tanh are a handful of f32 operations and one exp or
  * tanh good to a few u = 2^-24. exp(x) is relative to its argument: an error of
@@ -159,49 +159,57 @@ void check_add_table(check *c)
     }
 }
 
-static void slice_lincomb(const void *opaque, int index, void *sliced_opaque, check_view *covered)
+/* All that a step writes in one buffer: x, and with a history x_prev and m. */
+static void slice_sampler_step(const void *opaque, int index, void *sliced_opaque, check_view *covered)
 {
-    const kn_lincomb_args *args = opaque;
-    kn_lincomb_args *sliced = sliced_opaque;
+    const kn_sampler_step_args *args = opaque;
+    kn_sampler_step_args *sliced = sliced_opaque;
     int64_t first;
     check_row_range(args->count, index, &first, &sliced->count);
-    sliced->out += first;
-    for (int32_t term = 0; term < args->terms; term++) sliced->x[term] += first;
-    covered->data = sliced->out;
+    sliced->x += first;
+    for (int32_t v = 0; v < args->velocities; v++) sliced->velocity[v] += first;
+    if (args->m) {
+        sliced->m += first;
+        sliced->x_prev += first;
+        sliced->m_prev += first;
+        if (args->corrected) sliced->m_prev2 += first;
+    }
+    covered->data = sliced->x;
     covered->count[2] = sliced->count;
 }
 
-void check_lincomb(check *c)
+void check_sampler_step(check *c)
 {
-    for (int i = 0; i < check_rounds(c, 60); i++) {
+    for (int i = 0; i < check_rounds(c, 80); i++) {
         check_begin(c, "choosing");
         const int64_t count = CHECK_PICK(c, 1, 2, 7, 16, 17, 31, 63, 65, 1000, 4096, 70001);
-        const int32_t terms = (int32_t)(1 + check_below(c, KN_LINCOMB_MAX));
-        const int32_t in_place = check_coin(c) ? (int32_t)check_below(c, terms) : -1;
+        const int32_t velocities = 1 + (int32_t)check_coin(c);
+        const bool history = check_below(c, 4) != 0, corrected = history && check_coin(c);
         const check_pattern pattern = pick_pattern(c);
-        const bool clamp = check_coin(c);
-        check_begin(c, "count %lld, %d terms, out is x[%d], %s%s", (long long)count, terms, in_place,
-                    check_pattern_name(pattern), clamp ? ", clamped" : "");
-        kn_lincomb_args args = {.count = count, .terms = terms};
-        if (clamp) {
-            args.low = -0.5f;
-            args.high = 0.75f;
+        check_begin(c, "count %lld, %d velocities%s%s, %s", (long long)count, velocities, history ? ", history" : "",
+                    corrected ? ", corrected" : "", check_pattern_name(pattern));
+        const kn_matrix state = check_matrix_inout(c, history ? 3 : 1, count, KN_F32, pattern);
+        kn_sampler_step_args args = {.x = state.data, .count = count, .velocities = velocities, .corrected = corrected};
+        for (int32_t v = 0; v < velocities; v++) {
+            args.velocity[v] = check_matrix(c, 1, count, KN_F32, CHECK_NORMAL).data;
+            args.velocity_weight[v] = (float)check_normal(c);
         }
-        for (int32_t term = 0; term < terms; term++) {
-            kn_matrix x = term == in_place ? check_matrix_inout(c, 1, count, KN_F32, pattern)
-                                           : check_matrix(c, 1, count, KN_F32, pattern);
-            args.x[term] = x.data;
-            args.coefficient[term] = (float)check_normal(c);
-            if (term == in_place) args.out = x.data;
+        if (history) {
+            args.x_prev = args.x + state.stride;
+            args.m = args.x + 2 * state.stride;
+            args.m_prev = check_matrix(c, 1, count, KN_F32, pattern).data;
         }
-        if (!args.out) args.out = check_matrix_out(c, 1, count, KN_F32).data;
-        check_judge(c, &(check_case){.call = check_call_lincomb,
+        if (corrected) args.m_prev2 = check_matrix(c, 1, count, KN_F32, CHECK_NORMAL).data;
+        for (int j = 0; j < 4; j++) args.corrector[j] = (float)check_normal(c);
+        for (int j = 0; j < 3; j++) args.predictor[j] = (float)check_normal(c);
+        check_view view = check_view_matrix(&state);
+        check_judge(c, &(check_case){.call = check_call_sampler_step,
                                      .args = &args,
                                      .args_bytes = sizeof args,
-                                     .output = {.data = args.out, .dtype = KN_F32, .count = {1, 1, count}},
+                                     .output = view,
                                      .tolerance = {.exact = true},
                                      .slices = CHECK_ROW_SLICES,
-                                     .slice = slice_lincomb});
+                                     .slice = slice_sampler_step});
     }
 }
 

@@ -146,6 +146,7 @@ typedef struct check_view {
     kn_dtype dtype;
     int64_t count[3];
     int64_t stride[2];
+    bool bytes; /* elements are single bytes; `dtype` is not read */
 } check_view;
 
 check_view check_view_matrix(const kn_matrix *m);

@@ -8,6 +8,7 @@
 
 #include "tests/engine/golden.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -245,6 +246,16 @@ static inline void expect_same_bits(const recording *got, const recording *wante
         seen++;
     }
     if (seen != expected || seen == 0) fail_msg("%s: %zu records instead of %zu", where, seen, expected);
+}
+
+static inline double largest_difference(const float *got, const float *wanted, int64_t count)
+{
+    double largest = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        const double d = fabs((double)got[i] - (double)wanted[i]);
+        if (!(d <= largest)) largest = d; /* NaN sticks */
+    }
+    return largest;
 }
 
 /* ---- runs ---- */

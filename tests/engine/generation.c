@@ -1,12 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A whole generation against diffusers (tests/golden), and the promise that nothing but the request decides its
- * bytes: not the threads, not the pack, not where it was interrupted.
- *
- * Bounds, in float32 on every tier. A tensor of the transformer or of the text encoder: 1e-4 of its own standard
- * deviation, per forward; each forward starts from our own latents, so the error of the steps before is in it. The
- * latents after each step: the same. Frames: 2e-3 is the promise; 1e-4 is what is held to, a fortieth of one level of
- * 8-bit video. About 1e-5 is reached. Sigmas and timesteps are equal; noise differs where log and cos round. */
+ * The promise that nothing but the request decides a generation's bytes: not the threads, not the pack, not where it
+ * was interrupted. What the bytes should be is in diffusers.c. */
 #define _XOPEN_SOURCE 700
 #include "tests/engine/generating.h"
 
@@ -18,130 +13,6 @@
 #if defined(KN_SIMT_DEVICE)
 #include "tests/simt/simt.h"
 #endif
-
-#define TENSOR_BOUND 1e-4  /* of the standard deviation */
-#define FRAME_BOUND 1e-4   /* absolute, pixels are 0..1 */
-#define NOISE_BOUND 3.5e-7 /* relative above one, absolute below */
-
-/* ---- against diffusers ---- */
-
-static double largest_difference(const float *got, const float *wanted, int64_t count)
-{
-    double largest = 0.0;
-    for (int64_t i = 0; i < count; i++) {
-        const double d = fabs((double)got[i] - (double)wanted[i]);
-        if (!(d <= largest)) largest = d; /* NaN sticks */
-    }
-    return largest;
-}
-
-static double deviation(const float *x, int64_t count)
-{
-    double sum = 0.0, squares = 0.0;
-    for (int64_t i = 0; i < count; i++) {
-        sum += x[i];
-        squares += (double)x[i] * x[i];
-    }
-    const double mean = sum / (double)count;
-    return sqrt(squares / (double)count - mean * mean);
-}
-
-/* All records `name` against requestI.name; where the fixture stacks them, record i is its i-th part. Returns the
- * largest error: absolute, or over the deviation of the part. */
-static double expect_close(const recording *got, const kn_weights *expected, size_t request, const char *name,
-                           bool stacked, bool absolute, double bound)
-{
-    int64_t elements, first;
-    const float *wanted = golden_request(expected, request, name, &elements, &first);
-    const int64_t parts = stacked ? first : 1, each = elements / parts;
-    double worst = 0.0;
-    for (int64_t i = 0; i < parts; i++) {
-        const record *r = recording_find(got, name, i);
-        if (!r) fail_msg("request %zu: no %s[%d]", request, name, (int)i);
-        assert_int_equal(r->count, each);
-        const double unit = absolute ? 1.0 : deviation(wanted + i * each, each);
-        const double error = largest_difference(r->data, wanted + i * each, each) / unit;
-        if (!(error <= bound)) fail_msg("request %zu: %s[%d]: %.3e, bound %.1e", request, name, (int)i, error, bound);
-        if (error > worst) worst = error;
-    }
-    assert_null(recording_find(got, name, parts));
-    return worst;
-}
-
-static void expect_noise(const recording *got, const kn_weights *expected, size_t request)
-{
-    int64_t count;
-    const float *wanted = golden_request(expected, request, "noise", &count, NULL);
-    const record *noise = recording_find(got, "noise", 0);
-    assert_non_null(noise);
-    assert_int_equal(noise->count, count);
-    for (int64_t i = 0; i < count; i++)
-        if (!(fabsf(noise->data[i] - wanted[i]) <= NOISE_BOUND * fmax(1.0, fabs(wanted[i]))))
-            fail_msg("request %zu: noise[%d] is %.9g, expected %.9g", request, (int)i, noise->data[i], wanted[i]);
-}
-
-static void expect_schedule(const subject *s, const kn_request *request, const kn_weights *expected, size_t index)
-{
-    int64_t steps, sigmas;
-    kn_generation *g = NULL;
-    recording unused = {0};
-    const kn_frame_sink sink = recording_sink(&unused, request);
-    const float *timesteps = golden_request(expected, index, "timesteps", &steps, NULL);
-    const float *levels = golden_request(expected, index, "sigmas", &sigmas, NULL);
-    ok(kn_generation_create(&g, s->model, request, &sink, NULL));
-    const kn_schedule *schedule = kn_generation_schedule(g);
-    assert_int_equal(schedule->steps, steps);
-    assert_int_equal(schedule->steps + 1, sigmas);
-    assert_memory_equal(schedule->timesteps, timesteps, (size_t)steps * sizeof *timesteps);
-    assert_memory_equal(schedule->sigmas, levels, (size_t)sigmas * sizeof *levels);
-    assert_string_equal(kn_generation_request(g)->prompt, request->prompt);
-    kn_generation_destroy(&g);
-    recording_free(&unused);
-}
-
-static void requests_match(int fixture, const char *isa)
-{
-    subject s;
-    kn_status st = subject_try(&s, fixture, 2, isa, KN_PRECISION_FLOAT32, KN_PRECISION_AUTO);
-    if (st == KN_UNAVAILABLE) {
-        printf("  %s: %s\n", isa, kn_fail_message());
-        return;
-    }
-    ok(st);
-    kn_weights *expected = golden_expected(fixture_names[fixture]);
-    for (size_t i = 0; i < fixture_requests(fixture); i++) {
-        kn_request request = fixture_request(fixture, i, &s);
-        expect_schedule(&s, &request, expected, i);
-        recording r = run_alone(&s, &request);
-        expect_noise(&r, expected, i);
-        double text = expect_close(&r, expected, i, "text_positive", false, false, TENSOR_BOUND);
-        if (request.guidance > 1.0)
-            text = fmax(text, expect_close(&r, expected, i, "text_negative", false, false, TENSOR_BOUND));
-        else
-            assert_null(recording_find(&r, "text_negative", 0));
-        const double velocity = expect_close(&r, expected, i, "velocity", true, false, TENSOR_BOUND);
-        const double latents = expect_close(&r, expected, i, "latents", true, false, TENSOR_BOUND);
-        const double frames = expect_close(&r, expected, i, "frames", true, true, FRAME_BOUND);
-        printf("  %s %s request %zu: text %.1e, velocity %.1e, latents %.1e of the deviation; frames %.1e\n", isa,
-               fixture_names[fixture], i, text, velocity, latents, frames);
-        recording_free(&r);
-        kn_request_release(&request);
-    }
-    kn_weights_close(&expected);
-    subject_close(&s);
-}
-
-static void every_request_matches(void **state)
-{
-    (void)state;
-#if defined(KN_SIMT_DEVICE)
-    requests_match(WAN_SMALL, "cuda");
-#else
-    static const char *const tiers[] = {"ref", "avx2", "avx512", "avx512bf16"};
-    for (size_t tier = 0; tier < sizeof tiers / sizeof *tiers; tier++)
-        for (int fixture = 0; fixture < FIXTURES; fixture++) requests_match(fixture, tiers[tier]);
-#endif
-}
 
 /* ---- threads ---- */
 
@@ -628,10 +499,71 @@ static void previews(void **state)
     subject_close(&s);
 }
 
+/* ---- finished pictures ---- */
+
+typedef struct album {
+    uint8_t *rgb; /* of all frames */
+    int64_t frames, bytes;
+    bool finished;
+} album;
+
+static kn_status keep_picture(void *context, int64_t index, const uint8_t *rgb)
+{
+    album *a = context;
+    assert_int_equal(index, a->frames++);
+    memcpy(a->rgb + index * a->bytes, rgb, (size_t)a->bytes);
+    return KN_OK;
+}
+
+static kn_status no_planes(void *context, int64_t index, const float *planes)
+{
+    (void)context;
+    (void)index;
+    (void)planes;
+    return kn_fail(KN_BUG, "planes came to a sink of pictures");
+}
+
+static kn_status close_album(void *context)
+{
+    ((album *)context)->finished = true;
+    return KN_OK;
+}
+
+/* A sink that takes bytes gets the planes of one that takes floats, rounded. */
+static void pictures_are_the_planes_rounded(void **state)
+{
+    (void)state;
+    subject s = subject_open(WAN_SMALL, 2);
+    kn_request request = fixture_request(WAN_SMALL, 2, &s);
+    request.width = 16;
+    request.frames = 1;
+    recording wanted = run_alone(&s, &request);
+    const int64_t pixels = (int64_t)request.width * request.height;
+    album got = {.rgb = calloc((size_t)request.frames, (size_t)(3 * pixels)), .bytes = 3 * pixels};
+    assert_non_null(got.rgb);
+    const kn_frame_sink sink = {.context = &got, .frame = no_planes, .picture = keep_picture, .finish = close_album};
+    kn_generation *g = NULL;
+    ok(kn_generation_create(&g, s.model, &request, &sink, NULL));
+    run_to_end(g);
+    assert_true(got.finished);
+    assert_int_equal(got.frames, request.frames);
+    for (int64_t f = 0; f < got.frames; f++) {
+        const float *planes = recording_find(&wanted, "frames", f)->data;
+        for (int64_t i = 0; i < got.bytes; i++)
+            assert_int_equal(got.rgb[f * got.bytes + i], (int)(255 * planes[i % 3 * pixels + i / 3] + 0.5f));
+    }
+    kn_generation_destroy(&g);
+    free(got.rgb);
+    recording_free(&wanted);
+    kn_request_release(&request);
+    subject_close(&s);
+}
+
 #if defined(KN_SIMT_DEVICE)
 /* ---- the CUDA device, executed ---- */
 
-/* Bits decided by the request alone: not by the order of threads and blocks, nor by the pack, nor by what ran before. */
+/* Bits decided by the request alone: run again in a pack, with another order of threads and blocks, they are the same.
+ */
 static void orders_and_packs_do_not_matter(void **state)
 {
     (void)state;
@@ -644,14 +576,10 @@ static void orders_and_packs_do_not_matter(void **state)
         convoy *c = calloc(1, sizeof *c);
         assert_non_null(c);
         simt_seed(11);
-        convoy_add(c, &s, &unipc, unipc.prompt, 48, 16, 5, 3, 1);
-        convoy_add(c, &s, &euler, "dawn", 16, 32, 1, 0, 2);
+        convoy_add(c, &s, &unipc, "a red ball", 16, 16, 1, 3, 1);
+        convoy_add(c, &s, &euler, "dawn", 16, 16, 1, 0, 2);
         simt_seed(12);
         assert_int_equal(convoy_run(c, masks, sizeof masks / sizeof *masks), 2);
-        simt_seed(13);
-        recording again = run_alone(&s, &c->requests[0]);
-        expect_same_bits(&again, &c->alone[0], NULL, "again, with other orders of threads");
-        recording_free(&again);
         convoy_check_and_free(c, kn_model_fingerprint(s.model));
         kn_request_release(&unipc);
         kn_request_release(&euler);
@@ -686,7 +614,7 @@ static void a_step_only_launches(void **state)
         assert_int_equal(after.downloads, before.downloads);
         assert_int_equal(after.waits, before.waits + 1);
     }
-    run_to_end(pack[0]);
+    assert_int_equal(kn_generation_next(pack[0]).kind, KN_SLICE_DECODE);
     for (int i = 0; i < 2; i++) kn_generation_destroy(&pack[i]);
     kn_request_release(&request);
     subject_close(&s);
@@ -698,10 +626,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
 #if defined(KN_SIMT_DEVICE)
         cmocka_unit_test(a_step_only_launches),
-        cmocka_unit_test(every_request_matches),
         cmocka_unit_test(orders_and_packs_do_not_matter),
+        cmocka_unit_test(pictures_are_the_planes_rounded),
 #else
-        cmocka_unit_test(every_request_matches),
         cmocka_unit_test(threads_do_not_matter),
         cmocka_unit_test(packs_of_different_jobs),
         cmocka_unit_test(largest_pack),
@@ -712,6 +639,7 @@ int main(void)
         cmocka_unit_test(slices_do_not_allocate),
         cmocka_unit_test(sink_failures_come_through),
         cmocka_unit_test(previews),
+        cmocka_unit_test(pictures_are_the_planes_rounded),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

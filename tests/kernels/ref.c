@@ -209,11 +209,32 @@ static void check_pointwise(const tier *t)
     EXPECT(out, 3, 2);
 
     /* (1 + 2^-12)^2 is 1 + 2^-11 after rounding; a fused multiply-add would keep 2^-24. */
-    float near_one[] = {1.000244140625f}, one[] = {1}, zero[1];
-    kn_lincomb_args sum = {
-        .out = zero, .count = 1, .terms = 2, .x = {one, near_one}, .coefficient = {-1.00048828125f, 1.000244140625f}};
-    assert_int_equal(t->ops->lincomb(t->stream, &sum), KN_OK);
+    float near_one[] = {1.000244140625f};
+    float zero[] = {-1.00048828125f};
+    kn_sampler_step_args step = {
+        .x = zero, .count = 1, .velocities = 1, .velocity = {near_one}, .velocity_weight = {1.000244140625f}};
+    assert_int_equal(t->ops->sampler_step(t->stream, &step), KN_OK);
     assert_true(zero[0] == 0.0f);
+
+    /* m = 10 - 2 * 3 + 0.5 * 4 = 6; x_prev = 1 * 20 + 2 * 8 + 3 * 7 + 4 * m = 81; x = 81 / 2 - 7 + 2 m = 45.5 */
+    float sample[] = {10}, x_prev[] = {20}, m[1], m_prev[] = {7}, m_prev2[] = {8}, positive[] = {3}, negative[] = {4};
+    kn_sampler_step_args unipc = {.x = sample,
+                                  .count = 1,
+                                  .velocities = 2,
+                                  .velocity = {positive, negative},
+                                  .velocity_weight = {-2, 0.5f},
+                                  .m = m,
+                                  .x_prev = x_prev,
+                                  .m_prev = m_prev,
+                                  .m_prev2 = m_prev2,
+                                  .corrected = true,
+                                  .corrector = {1, 2, 3, 4},
+                                  .predictor = {0.5f, -1, 2}};
+    assert_int_equal(t->ops->sampler_step(t->stream, &unipc), KN_OK);
+    assert_true(m[0] == 6 && x_prev[0] == 81 && sample[0] == 45.5f);
+    unipc.corrected = false; /* m = 45.5 - 6 + 2 = 41.5; x_prev is the sample before; x = 45.5 / 2 - 7 + 83 */
+    assert_int_equal(t->ops->sampler_step(t->stream, &unipc), KN_OK);
+    assert_true(m[0] == 41.5f && x_prev[0] == 45.5f && sample[0] == 98.75f);
 }
 
 /* ---- frames ---- */
@@ -315,6 +336,20 @@ static void check_frames(const tier *t)
     kn_frame_unpack_args unpack = {.planes = planes, .plane_stride = 3, .x = pixel, .low = 0, .high = 3.5f};
     assert_int_equal(t->ops->frame_unpack(t->stream, &unpack), KN_OK);
     assert_true(planes[0] == 3.0f && planes[3] == 3.5f);
+
+    /* Two pixels of four channels: the sums 1.5 2 -3 and 0.25 0 9, halved, and a shift. */
+    float newest[] = {9, 1, 2, 3, 9, 0.5f, 0, 8}, older[] = {0.5f, 0, -6, 9, -0.25f, 0, 1, 9}, colours[6];
+    kn_picture_args picture = {.out = colours, .terms = 2, .first = {1, 0}, .scale = 0.5f, .shift = {0, -0.25f, 0}};
+    picture.x[0] = (kn_frame){.data = newest, .height = 1, .width = 2, .channels = 4, .row_stride = 2};
+    picture.x[1] = picture.x[0];
+    picture.x[1].data = older;
+    assert_int_equal(t->ops->picture(t->stream, &picture), KN_OK);
+    EXPECT(colours, 0.75f, 0.125f, 0.75f, 0, 0, 1);
+    unsigned char rgb[6];
+    picture.out = rgb;
+    picture.layout = KN_PICTURE_RGB24;
+    assert_int_equal(t->ops->picture(t->stream, &picture), KN_OK);
+    assert_memory_equal(rgb, ((const unsigned char[]){191, 191, 0, 32, 0, 255}), 6);
 }
 
 #define TEST(name)                                                                                                     \
