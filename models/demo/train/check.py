@@ -150,8 +150,7 @@ class Runs(unittest.TestCase):
                         generator=torch.Generator("cpu").manual_seed(7), output_type="np").frames[0]
         both = model.Model(TINY, 370, 0).eval()
         both.text, both.transformer = pipe.text_encoder, pipe.transformer
-        for block in both.transformer.blocks:
-            block.attn2.set_processor(both.zeros)
+        both.attach()
         words = tokenizer.write(Path(run) / "tokenizer", TINY.pieces)
         options = SimpleNamespace(run=run, device="cpu")
         frames = model.generate(both, words, pipe.vae, options, prompt, (48, 32), 7, 3, 3.0)

@@ -31,8 +31,8 @@ def export(options, profile, folder):
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=model.SHIFT)
     scheduler.save_pretrained(folder / "scheduler")
     shutil.copytree(Path(options.run) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    with open(folder / "tokenizer" / "tokenizer.json", "a") as file:
-        file.write("\n")  # the library ends the file without one
+    words = folder / "tokenizer" / "tokenizer.json"
+    words.write_bytes(words.read_bytes().rstrip(b"\n") + b"\n")  # the library ends the file without one
     (folder / "model_index.json").write_text(json.dumps({
         "_class_name": "WanPipeline", "_diffusers_version": scheduler.config["_diffusers_version"],
         "boundary_ratio": None, "expand_timesteps": False,

@@ -24,18 +24,36 @@ TEXT_ROWS = 512
 SHIFT = 3.0  # of the timesteps, in training and in sampling
 DROPPED = 0.1  # share of prompts replaced by the empty one, for guidance
 MOVING_WEIGHT = 6.0  # of a latent pixel where the ball is, against 1
+DRAWN = {"backboard": 2.0, "two": 2.0, "left": 0.5, "right": 0.5}  # how often, against 1: more of what is learnt last
+WARM_RATE = 0.5  # of the learning rates, for a network that knows most of it already
 PROMPT_ROWS = 32  # text rows are padded to a multiple of it, so that few shapes occur (compiling)
 PART = 200  # clips a file of cached latents
 
 
-class SharedZeros(WanAttnProcessor):
-    """Cross-attention over short context; `bias` [B, 1, 1, rows] is added to the logits, None for the plain one."""
+class Attention(WanAttnProcessor):
+    """Attention as plain products: at some 200 tokens a clip its backward pass takes a CPU a quarter of the fused one's
+    time, and a compiler joins the rest. `bias` [B, 1, 1, rows] is added to the logits over a prompt's rows."""
 
     bias = None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        bias = None if self.bias is None else self.bias.to(attn.to_q.weight.dtype)
-        return super().__call__(attn, hidden_states, encoder_hidden_states, bias, rotary_emb)
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (part.unflatten(2, (attn.heads, -1)).transpose(1, 2) for part in (
+            attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(source)), attn.to_v(source)))
+        if rotary_emb is not None:
+            turns = torch.complex(*(part[0, :, 0, ::2].float() for part in rotary_emb))
+            query, key = rotate(query, turns), rotate(key, turns)
+        logits = ((query * query.shape[-1] ** -0.5) @ key.mT).float()
+        if self.bias is not None:
+            logits = logits + self.bias
+        mixed = torch.softmax(logits, -1).to(value.dtype) @ value
+        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+
+def rotate(x, turns):
+    """Pairs of channels of x [B, heads, tokens, d] as complex numbers, times `turns` [tokens, d / 2]."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turns).flatten(-2)
 
 
 class Model(torch.nn.Module):
@@ -51,10 +69,16 @@ class Model(torch.nn.Module):
         self.transformer = WanTransformer3DModel(
             num_attention_heads=profile.heads, attention_head_dim=128, in_channels=16, out_channels=16,
             text_dim=text["d_model"], freq_dim=256, ffn_dim=profile.ffn, num_layers=profile.layers)
-        self.zeros = SharedZeros()
-        for block in self.transformer.blocks:
-            block.attn2.set_processor(self.zeros)
+        self.zeros = Attention()
+        self.attach()
         self._start()
+
+    def attach(self):
+        """The attention above in every block of the transformer."""
+        plain = Attention()
+        for block in self.transformer.blocks:
+            block.attn1.set_processor(plain)
+            block.attn2.set_processor(self.zeros)
 
     @torch.no_grad()
     def _start(self):
@@ -75,8 +99,8 @@ class Model(torch.nn.Module):
             attn.to_k.bias.copy_(-0.02 * sign)
 
     def context(self, ids, full=False):
-        """Text rows [B, rows, d] of prompts (lists of token ids), and the bias for SharedZeros. `full`: all 512 rows,
-        as a pipeline makes them, and no bias."""
+        """Text rows [B, rows, d] of prompts (lists of token ids), and the bias for cross-attention. `full`: all 512
+        rows, as a pipeline makes them, and no bias."""
         device = self.transformer.device
         longest = -(-max(len(i) for i in ids) // PROMPT_ROWS) * PROMPT_ROWS
         padded = torch.tensor([i + [0] * (longest - len(i)) for i in ids], device=device)
@@ -186,13 +210,19 @@ class Batches:
         mean, std = latent_scale(options)
         self.latents = {s: ((z.to(options.device).float() - mean) / std).half() for s, z in groups.items()}
         self.sizes, self.seed, self.words, self.ids = list(groups), options.seed, words, {}
+        self.weights = {s: torch.cat([moving_weight(part.float()).half() for part in z.split(PART)])
+                        for s, z in self.latents.items()}
         self.count, self.device = profile.batch, options.device
+        self.chances = {}
+        for size, tags in self.tags.items():
+            often = np.array([DRAWN.get(action, 1.0) for _, action, _ in tags])
+            self.chances[size] = often / often.sum()
 
     def draw(self, step):
-        """(clean latents, sigma [B], noise, token ids) of one step."""
+        """(clean latents, their weights, sigma [B], noise, token ids) of one step."""
         rng = np.random.default_rng([self.seed, 3, step])
         size = self.sizes[rng.integers(len(self.sizes))]
-        index = rng.integers(0, len(self.latents[size]), self.count)
+        index = rng.choice(len(self.latents[size]), self.count, p=self.chances[size])
         ids = []
         for i in index:
             colours, action, light = self.tags[size][i]
@@ -201,10 +231,11 @@ class Batches:
             ids.append(self._ids("" if rng.random() < DROPPED else prompt))
         u = 1 / (1 + np.exp(-rng.normal(size=self.count)))
         sigma = torch.from_numpy((SHIFT * u / (1 + (SHIFT - 1) * u)).astype(np.float32)).to(self.device)
-        clean = self.latents[size][torch.from_numpy(index).to(self.device)].float()
+        chosen = torch.from_numpy(index).to(self.device)
+        clean, weight = self.latents[size][chosen].float(), self.weights[size][chosen].float()
         generator = optimize.step_generator(self.seed, "model", step, self.device)
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
-        return clean, sigma, noise, ids
+        return clean, weight, sigma, noise, ids
 
     def _ids(self, prompt):
         if prompt not in self.ids:
@@ -233,7 +264,8 @@ def train(options, profile):
     model, words = build(options, profile)
     everything, matrices, rest = split_parameters(model)
     average = optimize.Average(everything)
-    optimizer = optimize.Muon(matrices, rest, 0.02, 2e-3)
+    rate = WARM_RATE if options.warm else 1.0
+    optimizer = optimize.Muon(matrices, rest, 0.02 * rate, 2e-3 * rate)
     meta = optimize.resume(options.run, "model", everything, average, optimizer)
     if meta["done"]:
         return True
@@ -241,15 +273,16 @@ def train(options, profile):
         optimize.warm_start(Path(options.warm) / "text_encoder", everything, average, "text.")
         optimize.warm_start(Path(options.warm) / "transformer", everything, average, "transformer.")
     if options.compile:
-        model.transformer.compile(dynamic=False)
+        for block in model.transformer.blocks:  # one by one: they are alike, so that one is compiled for all
+            block.compile(dynamic=False)
     options.say(f"model: {sum(p.numel() for p in everything.values()) / 1e6:.2f} M parameters; loading latents")
     batches = Batches(options, profile, words)
     schedule = optimize.Schedule(profile.model_minutes * options.budget, options.minutes_left(), options.steps,
                                  meta["seconds"], meta["step"], options.stop)
 
     def one_step(step, progress):
-        clean, sigma, noise, ids = batches.draw(step)
-        mix, weight = sigma.view(-1, 1, 1, 1, 1), moving_weight(clean)
+        clean, weight, sigma, noise, ids = batches.draw(step)
+        mix = sigma.view(-1, 1, 1, 1, 1)
         with optimize.autocast(options.device):
             velocity = model.velocity((1 - mix) * clean + mix * noise, sigma, model.context(ids))
             loss = ((velocity.float() - (noise - clean)).square() * weight).mean()
