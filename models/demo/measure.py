@@ -24,10 +24,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 import scene  # noqa: E402
 
-# A ball is thrown at 2.3 units/s at most and falls less than one unit: sqrt(1.9^2 + 2 * 2.6 * 0.8) / 16 = 0.175
-# units a frame, and a centre is found within 0.02.
-JUMP_MAX = 0.20
-# In free flight the second difference is 2.6 / 256 = 0.010. Only hits exceed this bound: at most 6 of 31 in real
+# A ball is thrown sideways at 1.2 units/s at most and falls less than 0.7 units: it moves less than
+# sqrt(1.2^2 + 2 * 1.7 * 0.7) / 16 = 0.122 units a frame, and a centre is found within 0.02.
+JUMP_MAX = 0.15
+# In free flight the second difference is 1.7 / 256 = 0.007. Only hits exceed this bound: at most 6 of 31 in real
 # clips, nearly all in shuffled ones.
 BEND_MAX, BENT_SHARE_MAX = 0.05, 0.35
 COVER_MIN = 0.36  # of the square; the net and the rim hide less than the rest

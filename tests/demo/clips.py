@@ -73,7 +73,6 @@ class Clips(unittest.TestCase):
     def test_balls(self):
         self.enough("balls")
 
-    @unittest.expectedFailure  # 81 % so far: a fast ball dissolves for a frame or two; models/demo/README.md, Figures
     def test_continuous(self):
         self.enough("continuous")
 

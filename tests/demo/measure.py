@@ -26,7 +26,7 @@ import sheet  # noqa: E402
 
 LANDSCAPE, SQUARE = (96, 64), (96, 96)
 COLOURS = list(scene.COLOURS)
-KNOWN = (("purple", "blue"), "two", "night", 40.01)  # the clip of seed 0, and its mean over all values
+KNOWN = (("purple", "blue"), "two", "night", 39.86)  # the clip of seed 0, and its mean over all values
 
 
 def clip_of(seed, size, colour, action, light):
