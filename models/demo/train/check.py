@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))
@@ -74,6 +75,17 @@ class Networks(unittest.TestCase):
         torch.testing.assert_close(short, full, rtol=1e-4, atol=2e-5)
         plain = both.context(ids)[0]
         self.assertGreater(float((both.velocity(x, sigma, (plain, None)) - full).abs().max()), 1e-3)
+
+    @torch.no_grad()
+    def test_attention_is_diffusers(self):
+        both = scramble(model.Model(PROFILES["gpu"], 370, 0), 6).eval()  # two heads
+        x = torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(7))
+        sigma, context = torch.tensor([0.9, 0.3]), both.context([[5, 9, 30, 1], [7, 8, 9, 10, 1]], full=True)
+        ours = both.velocity(x, sigma, context)
+        for block in both.transformer.blocks:
+            block.attn1.set_processor(WanAttnProcessor())
+            block.attn2.set_processor(WanAttnProcessor())
+        torch.testing.assert_close(ours, both.velocity(x, sigma, context), rtol=1e-4, atol=2e-5)
 
     def test_prompts_start_out_heard(self):
         """At the start the real rows, not the 490 equal ones, get a fair share of cross-attention."""
