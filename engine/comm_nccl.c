@@ -103,6 +103,14 @@ static kn_status load(nccl *api, const char *name)
     return KN_OK;
 }
 
+kn_status kn_comm_nccl_available(const char *library)
+{
+    nccl api = {0};
+    const kn_status st = load(&api, library);
+    if (api.library) dlclose(api.library);
+    return st;
+}
+
 static nccl_config config_of(void)
 {
     return (nccl_config){.size = sizeof(nccl_config),

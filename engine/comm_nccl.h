@@ -21,6 +21,9 @@ typedef struct kn_comm_nccl_params {
  * control communicator can still be used. KN_UNAVAILABLE: a rank was lost meanwhile. */
 kn_status kn_comm_nccl_create(kn_comm **out, const kn_comm_nccl_params *params);
 
+/* Can NCCL be loaded on this machine, and is it new enough? KN_UNSUPPORTED says why not. NULL: libnccl.so.2 */
+kn_status kn_comm_nccl_available(const char *library);
+
 /* A group of some ranks, made ahead of its use. Called by every rank of `parent`; `control` is of the group's ranks
  * alone, in the same order, and NULL on the others, where *out becomes NULL. `color` tells groups made in one call
  * apart. */

@@ -27,6 +27,33 @@ enum { ADMIN_LIST_DEFAULT = 50, ADMIN_LIST_MAX = 500 };
 
 /* ---- status ---- */
 
+/* The slice that devices share now: who, the leader first, and what; null: none. */
+static void write_shared(kn_server *s, kn_json_writer *w, const kn_device_health *health)
+{
+    const kn_seat *leader = &s->seats[health->members[0]];
+    if (health->degree == 0 || !leader->busy) {
+        kn_json_write_null(w);
+        return;
+    }
+    kn_json_write_object(w);
+    kn_json_write_key(w, "devices");
+    kn_json_write_array(w);
+    for (int32_t i = 0; i < health->degree; i++) kn_json_write_string(w, s->seats[health->members[i]].name);
+    kn_json_write_array_end(w);
+    kn_json_write_key(w, "model");
+    kn_json_write_string(w, kn_catalog_at(s->catalog, leader->assignment.model)->name);
+    kn_json_write_key(w, "stage");
+    kn_json_write_string(w, kn_stage_name(leader->assignment.stage));
+    kn_json_write_key(w, "jobs");
+    kn_json_write_array(w);
+    for (int32_t i = 0; i < leader->assignment.count; i++) {
+        const kn_live *live = leader->assignment.jobs[i] ? kn_live_by_key(s->live, leader->assignment.jobs[i]) : NULL;
+        if (live) kn_json_write_string(w, live->job.id);
+    }
+    kn_json_write_array_end(w);
+    kn_json_write_object_end(w);
+}
+
 static void write_devices(kn_server *s, kn_json_writer *w)
 {
     kn_json_write_key(w, "devices");
@@ -53,6 +80,18 @@ static void write_devices(kn_server *s, kn_json_writer *w)
         kn_json_write_uint(w, health.slices);
         kn_json_write_key(w, "busy_seconds");
         kn_json_write_double(w, health.busy_seconds);
+        kn_json_write_key(w, "domain");
+        kn_json_write_int(w, s->seats[i].domain);
+        kn_json_write_key(w, "groups");
+        kn_json_write_int(w, health.groups);
+        kn_json_write_key(w, "shares");
+        write_shared(s, w, &health);
+        kn_json_write_key(w, "assists");
+        kn_json_write_uint(w, health.assists);
+        kn_json_write_key(w, "shared_slices");
+        kn_json_write_uint(w, health.shared_slices);
+        kn_json_write_key(w, "lost_slices");
+        kn_json_write_uint(w, health.lost_slices);
         kn_json_write_key(w, "deaths");
         kn_json_write_uint(w, health.deaths);
         kn_json_write_object_end(w);

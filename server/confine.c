@@ -45,7 +45,7 @@ static int refuse_if(scmp_filter_ctx filter, int call, unsigned index, enum scmp
     return seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), call, 1, argument);
 }
 
-static int add_rules(scmp_filter_ctx filter)
+static int add_rules(scmp_filter_ctx filter, bool sockets)
 {
     static const unsigned long namespaces[] = {CLONE_NEWNS,  CLONE_NEWUTS, CLONE_NEWIPC,   CLONE_NEWUSER,
                                                CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWCGROUP};
@@ -54,7 +54,7 @@ static int add_rules(scmp_filter_ctx filter)
         error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), refused_calls[i], 0);
     for (size_t i = 0; i < sizeof refused_unless_sanitized / sizeof *refused_unless_sanitized && !error; i++)
         if (!KN_SANITIZED) error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), refused_unless_sanitized[i], 0);
-    if (!error) error = refuse_if(filter, SCMP_SYS(socket), 0, SCMP_CMP_NE, AF_UNIX, 0);
+    if (!error && !sockets) error = refuse_if(filter, SCMP_SYS(socket), 0, SCMP_CMP_NE, AF_UNIX, 0);
     /* Signals to itself alone. */
     const scmp_datum_t self = (scmp_datum_t)getpid();
     if (!error && !KN_SANITIZED) error = refuse_if(filter, SCMP_SYS(kill), 0, SCMP_CMP_NE, self, 0);
@@ -66,12 +66,12 @@ static int add_rules(scmp_filter_ctx filter)
     return error;
 }
 
-kn_status kn_confine_worker(void)
+kn_status kn_confine_worker(bool sockets)
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
     if (!filter) return kn_fail(KN_UNAVAILABLE, "worker: no system call filter");
     int error = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
-    if (!error) error = add_rules(filter);
+    if (!error) error = add_rules(filter, sockets);
     if (!error) error = seccomp_load(filter);
     seccomp_release(filter);
     return error ? kn_fail(KN_UNAVAILABLE, "worker: the system call filter: %s", strerror(-error)) : KN_OK;

@@ -9,10 +9,12 @@
 #ifndef KN_SERVER_CONFINE_H
 #define KN_SERVER_CONFINE_H
 
+#include <stdbool.h>
+
 #include "base/status.h"
 
-/* For this process and its threads, for good; call it with one thread and after kn_child_enter(). KN_UNAVAILABLE: the
- * kernel has no filters. */
-kn_status kn_confine_worker(void);
+/* For this process and its threads, for good; call it with one thread and after kn_child_enter(). With `sockets` those
+ * of all kinds may be made: NCCL's ranks find each other over TCP. KN_UNAVAILABLE: the kernel has no filters. */
+kn_status kn_confine_worker(bool sockets);
 
 #endif

@@ -5,6 +5,7 @@
  *   api_*.c      HTTP exchanges in, replies out        intake.c    from a checked request to an acknowledged job
  *   dispatch.c   scheduler, store and workers          ending.c    how a job ends: publishing, failing, cancelling
  *   seats.c      one assignment on one device          webhooks.c  due deliveries to the notifier
+ *   together.c   assignments that devices share
  *   server.c     life: start, reload, drain, stop      admin.c     what `kinora jobs|key|drain|status` ask for */
 #ifndef KN_SERVER_CORE_H
 #define KN_SERVER_CORE_H
@@ -45,6 +46,11 @@ typedef struct kn_seat {
     kn_assignment assignment; /* jobs that dropped out are 0 */
     double busy_seconds;
     uint32_t measured[KN_STAGES]; /* bit per model: the cost of such a slice is known from this device, not guessed */
+    uint32_t measured_shared;     /* the same of shared denoise slices that it led */
+    int32_t domain;               /* 0: not up yet, or always alone */
+    int32_t helps;                /* the device that leads a slice with this one's help, + 1; 0: nobody */
+    const char *seen_leader, *seen_model; /* of a shared slice, as last shown in the metrics; model NULL: none */
+    bool down_untold, up_untold;          /* the scheduler hears of it when that slice has ended (together.c) */
 } kn_seat;
 
 typedef struct kn_server {
@@ -117,6 +123,11 @@ int64_t kn_now_us(void); /* wall clock */
 
 /* ---- dispatch.c ---- */
 
+/* Offers a device to the scheduler, or again with what has changed. */
+void kn_dispatch_device_ready(kn_server *server, int32_t device, int64_t load_ns);
+/* Tells the scheduler that it is gone. */
+void kn_dispatch_device_gone(kn_server *server, int32_t device);
+
 /* Puts an unfinished job to the scheduler. */
 kn_status kn_dispatch_admit(kn_server *server, kn_live *live);
 /* Asks the scheduler what is to be done, soon; any number of calls make one. */
@@ -143,6 +154,29 @@ void kn_seat_started(kn_server *server, int32_t device, const kn_outcome *outcom
 void kn_seat_loaded(kn_server *server, int32_t device, const kn_model_loaded *loaded);
 /* The job is not part of the assignment any more; may let the slice begin or end it. */
 void kn_seat_drop(kn_server *server, int32_t device, kn_live *live);
+
+/* A helper that this device's assignment waited for will not answer any more. */
+void kn_seat_helper_gone(kn_server *server, int32_t leader);
+/* Ends the assignment: nothing of it is under way any more. */
+void kn_seat_end(kn_server *server, int32_t device);
+
+/* ---- together.c ---- */
+
+/* Devices of one kind that can share slices have the same number; it never changes. */
+int32_t kn_together_domain(kn_server *server, int32_t device);
+/* The helpers of a new assignment belong to it; loads the model where it is missing. Returns how many answers that will
+ * give. */
+int32_t kn_together_begin(kn_server *server, const kn_assignment *assignment);
+/* A helper has been given its model, or not; true: its leader has waited for that. */
+bool kn_together_loaded(kn_server *server, int32_t device, const kn_catalog_model *model);
+/* Who runs the assignment of this device now: members[0] is the device. Returns their number. */
+int32_t kn_together_members(kn_server *server, int32_t device, int32_t members[KN_SCHEDULER_DEGREE_MAX]);
+/* A slice whose group was lost is repeated; for a while without one. */
+void kn_together_lost(kn_live *live);
+/* The leader's assignment has ended; its helpers are free, and what the scheduler was not told of them it is told. */
+void kn_together_end(kn_server *server, int32_t leader);
+/* A device that helps has gone down: true: the scheduler is told later. */
+bool kn_together_down(kn_server *server, int32_t device);
 
 /* ---- ending.c ---- */
 

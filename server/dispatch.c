@@ -3,6 +3,7 @@
  * Between the scheduler, which decides, the store, which grants leases, and the workers, which compute. What a worker
  * says becomes an event for the scheduler; what the scheduler decides becomes an assignment for a seat (seats.c). */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -16,6 +17,8 @@ enum {
     PREVIEW_INTERVAL_MS = 1000,
     CPU_FLOP_PER_THREAD = 60, /* in 10^9 a second; a first guess, replaced by what is measured */
     CPU_BYTES_PER_SECOND = 10,
+    CPU_LINK_BYTES_PER_SECOND = 2, /* through shared memory: copied twice */
+    CPU_EXCHANGE_NS = 100000,
     GPU_FLOP_PER_MULTIPROCESSOR = 2000, /* as rough; what is measured replaces it after a few slices */
     GPU_BYTES_PER_SECOND = 2000,
 };
@@ -153,25 +156,37 @@ static kn_device_seed seed_of(const kn_device_info *info)
         .flop_per_second = 1e9 * CPU_FLOP_PER_THREAD * threads * (info->native_bf16 ? 4 : 1),
         .bytes_per_second = 1e9 * CPU_BYTES_PER_SECOND,
         .slice_ns = 500000,
+        .link_bytes_per_second = 1e9 * CPU_LINK_BYTES_PER_SECOND,
+        .exchange_ns = CPU_EXCHANGE_NS,
     };
 }
 
-static void device_ready(kn_server *s, int32_t device, int64_t load_ns)
+void kn_dispatch_device_ready(kn_server *s, int32_t device, int64_t load_ns)
 {
     kn_seat *seat = &s->seats[device];
+    seat->up = true;
+    seat->up_untold = seat->down_untold;
+    if (seat->up_untold) return; /* not before it was down */
     kn_change change = {.kind = KN_CHANGE_DEVICE_UP,
                         .device = {.index = device,
                                    .memory_bytes = seat->info.memory_bytes,
                                    .models = seat->loaded,
                                    .load_ns = load_ns,
-                                   .seed = seed_of(&seat->info)}};
+                                   .seed = seed_of(&seat->info),
+                                   .domain = kn_together_domain(s, device)}};
     for (int32_t i = 0; i < kn_catalog_count(s->catalog); i++)
         if (kn_catalog_at(s->catalog, i)->available) change.device.loadable |= 1u << i;
     change.device.loadable &= ~seat->refused;
-    seat->up = true;
     if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
         kn_log(KN_LOG_ERROR, "device %s: %s", s->seats[device].name, kn_fail_message());
     kn_dispatch_soon(s);
+}
+
+void kn_dispatch_device_gone(kn_server *s, int32_t device)
+{
+    const kn_change change = {.kind = KN_CHANGE_DEVICE_DOWN, .device = {.index = device}};
+    if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
+        kn_log(KN_LOG_ERROR, "device down: %s", kn_fail_message());
 }
 
 /* A device is offered to the scheduler once the default model has worked on it. */
@@ -184,7 +199,7 @@ static void on_device_up(void *context, int32_t device, const kn_device_info *in
     const kn_catalog_model *first = kn_catalog_find(s->catalog, NULL);
     kn_log_event(KN_LOG_INFO, KN_LOG_WITH(kn_log_text("device", s->seats[device].name)), "device up: %s, %s",
                  info->description, info->tier);
-    if (!first || kn_fleet_load(s->fleet, device, first->name) != KN_OK) device_ready(s, device, 0);
+    if (!first || kn_fleet_load(s->fleet, device, first->name) != KN_OK) kn_dispatch_device_ready(s, device, 0);
 }
 
 static void on_model_loaded(void *context, int32_t device, const kn_model_loaded *loaded)
@@ -204,7 +219,7 @@ static void on_model_loaded(void *context, int32_t device, const kn_model_loaded
                      "the model could not be loaded: %s", loaded->message);
     }
     if (!seat->up || loaded->status != KN_OK)
-        device_ready(s, device, (int64_t)(loaded->seconds * 1e9));
+        kn_dispatch_device_ready(s, device, (int64_t)(loaded->seconds * 1e9));
     else {
         kn_change change = {
             .kind = KN_CHANGE_MODEL_LOADED,
@@ -265,15 +280,12 @@ static void on_device_down(void *context, int32_t device, const kn_device_down *
                              kn_log_text("reason", kn_down_reason_name(down->reason)),
                              kn_log_integer("jobs", down->count)),
                  "device down: %s", down->message);
-    seat->up = seat->busy = seat->running = false;
+    seat->up = false;
     seat->loaded = 0;
     seat->number = 0;
     kn_metric_add(s->meters->worker_restarts, 1.0, KN_LABELS(s->seats[device].name, ""));
-    if (was_up) {
-        const kn_change change = {.kind = KN_CHANGE_DEVICE_DOWN, .device = {.index = device}};
-        if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
-            kn_log(KN_LOG_ERROR, "device down: %s", kn_fail_message());
-    }
+    if (was_up && !kn_together_down(s, device)) kn_dispatch_device_gone(s, device);
+    kn_seat_end(s, device); /* what it led */
     kn_live_each_unfinished(s->live, lose_job, &(losing){.server = s, .device = device, .down = down});
     kn_dispatch_soon(s);
 }
@@ -325,11 +337,33 @@ static void keep_checkpoint(kn_server *s, kn_live *live, const kn_saved *saved)
     kn_point(KN_POINT_checkpoint_kept);
 }
 
-static void measure_slice(kn_server *s, const kn_slice_done *done)
+static void measure_slice(kn_server *s, kn_seat *seat, const kn_slice_done *done)
 {
+    const uint32_t model = 1u << seat->assignment.model;
+    for (int32_t i = 0; i < s->seat_count; i++) /* helpers were at it as long */
+        if (&s->seats[i] == seat || (done->degree > 1 && s->seats[i].helps == seat - s->seats + 1))
+            s->seats[i].busy_seconds += done->seconds;
+    if (done->degree > 1) {
+        char degree[12];
+        snprintf(degree, sizeof degree, "%d", done->degree);
+        kn_metric_add(s->meters->shared_slices, 1.0, KN_LABELS(degree, done->lost ? "lost" : "done"));
+    }
+    if (done->lost) return;
+    if (done->degree > 1)
+        seat->measured_shared |= model;
+    else
+        seat->measured[done->kind] |= model;
     kn_metric_observe(s->meters->stage_seconds, done->seconds, KN_LABELS(kn_slice_name(done->kind)));
     if (done->kind != KN_SLICE_DENOISE) return;
     kn_metric_observe(s->meters->pack_jobs, done->count, KN_NO_LABELS);
+}
+
+/* Of a slice whose group was lost: the job is where it says it is. */
+static void stay(kn_live *live, const kn_outcome *outcome)
+{
+    live->next = outcome->next;
+    live->in_slice = false;
+    kn_together_lost(live);
 }
 
 /* One job's part of a slice that is done. */
@@ -337,7 +371,7 @@ static void advance(kn_server *s, kn_live *live, const kn_slice_done *done, cons
 {
     live->next = outcome->next;
     live->in_slice = false;
-    live->job.used_us += (uint64_t)(done->seconds * 1e6 / done->count);
+    live->job.used_us += (uint64_t)(done->seconds * 1e6 * done->degree / done->count);
     live->stage_seconds[done->kind] += done->seconds;
     if (done->kind == KN_SLICE_DENOISE)
         kn_metric_observe(s->meters->denoise_step_seconds, done->seconds, KN_LABELS(live->job.model));
@@ -349,24 +383,27 @@ static void on_slice_done(void *context, int32_t device, const kn_slice_done *do
     kn_server *s = context;
     kn_seat *seat = &s->seats[device];
     kn_slice_job jobs[KN_SCHEDULER_PACK_MAX];
-    kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
-                        .slice = {.device = device, .measured_ns = (int64_t)(done->seconds * 1e9), .jobs = jobs}};
+    kn_change change = {.kind = KN_CHANGE_SLICE_DONE, .slice = {.device = device, .jobs = jobs}};
     if (!seat->busy || seat->number != done->assignment) return;
     kn_point(KN_POINT_slice_done);
-    measure_slice(s, done);
+    const bool as_asked = !done->lost && done->degree == (seat->assignment.degree > 1 ? seat->assignment.degree : 1);
+    if (as_asked)
+        change.slice.measured_ns = (int64_t)(done->seconds * 1e9); /* else it says nothing of what was asked */
+    measure_slice(s, seat, done);
     for (int32_t i = 0; i < done->count; i++) {
         kn_live *live = live_of(s, &done->outcomes[i].lease);
         if (!live) continue;
-        advance(s, live, done, &done->outcomes[i]);
+        if (done->lost)
+            stay(live, &done->outcomes[i]);
+        else
+            advance(s, live, done, &done->outcomes[i]);
         jobs[change.slice.count++] = (kn_slice_job){.key = live->key,
                                                     .progress = progress_of(live),
                                                     .saved_step = live->job.checkpoint ? live->job.checkpoint_step : 0};
     }
-    seat->busy = seat->running = false;
-    seat->busy_seconds += done->seconds;
-    seat->measured[done->kind] |= 1u << seat->assignment.model;
     if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
         kn_log(KN_LOG_ERROR, "slice done on %s: %s", s->seats[device].name, kn_fail_message());
+    kn_seat_end(s, device);
     kn_dispatch_pump(s); /* the device works on before anything is told to anybody */
     for (int32_t i = 0; i < done->count; i++) {
         kn_live *live = live_of(s, &done->outcomes[i].lease);

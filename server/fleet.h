@@ -136,6 +136,7 @@ typedef struct kn_fleet_params {
     int32_t device_count;      /* 1..KN_FLEET_DEVICES_MAX */
     const char *models, *data; /* folders, made absolute by the caller */
     int32_t threads;           /* per worker; 0: all cores */
+    bool sockets;              /* workers may make any sockets, as NCCL does */
     const char *isa;           /* NULL: what the processor has */
     kn_precision precision, vae_precision;
     int64_t checkpoint_interval_ns;                     /* -1: the default, two seconds; 0: every denoise slice */

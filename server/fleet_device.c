@@ -244,7 +244,8 @@ static kn_status start_process(kn_fleet_device *d)
     int ends[2] = {-1, -1};
     char number[12];
     snprintf(number, sizeof number, "%d", KN_WORKER_FD);
-    const char *const argv[] = {"kinora", "worker", "--fd", number, NULL};
+    const char *const argv[] = {"kinora", "worker", "--fd", number, d->fleet->params.sockets ? "--sockets" : NULL,
+                                NULL};
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
         return kn_fail(KN_IO, "no socket for a worker: %s", strerror(errno));
     KN_TRY(kn_child_start(

@@ -220,6 +220,24 @@ void kn_server_observe_commits(kn_server *s)
     } while (count == 64);
 }
 
+/* What it shares a slice in, if it does; what it was seen to share before is 0. */
+static void measure_group(kn_server *s, int32_t device)
+{
+    kn_seat *seat = &s->seats[device];
+    kn_device_health health;
+    kn_fleet_health(s->fleet, device, &health);
+    kn_metric_set(s->meters->device_assist_seconds, health.assist_seconds, KN_LABELS(seat->name, ""));
+    if (seat->seen_model)
+        kn_metric_set(s->meters->group_members, 0, KN_LABELS(seat->name, seat->seen_leader, seat->seen_model));
+    seat->seen_model = NULL;
+    if (health.degree == 0) return;
+    const kn_seat *leader = &s->seats[health.members[0]];
+    if (!leader->busy) return;
+    seat->seen_leader = leader->name;
+    seat->seen_model = kn_catalog_at(s->catalog, leader->assignment.model)->name;
+    kn_metric_set(s->meters->group_members, health.degree, KN_LABELS(seat->name, seat->seen_leader, seat->seen_model));
+}
+
 void kn_server_measure(kn_server *s)
 {
     const kn_meters *m = s->meters;
@@ -231,6 +249,7 @@ void kn_server_measure(kn_server *s)
         kn_metric_set(m->device_ready, s->seats[i].up, KN_LABELS(name, ""));
         kn_metric_set(m->device_busy_seconds, s->seats[i].busy_seconds, KN_LABELS(name, ""));
         kn_metric_set(m->device_memory_total, (double)s->seats[i].info.memory_bytes, KN_LABELS(name, ""));
+        measure_group(s, i);
         if (kn_scheduler_read_device(s->scheduler, i, &stats) == KN_OK)
             kn_metric_set(m->device_memory_used, (double)stats.memory_used, KN_LABELS(name, ""));
     }

@@ -56,9 +56,10 @@ typedef struct kn_live {
     int32_t device; /* from CLAIMING to LEAVING; else -1 */
     kn_slice next;  /* the slice it would run */
     kn_live_stop stop;
-    bool in_slice;    /* of the slice under way on its device */
-    bool asked;       /* ENDING: the store has been asked and has not answered */
-    kn_output output; /* ENDING without stop: to be published */
+    bool in_slice;          /* of the slice under way on its device */
+    int64_t alone_until_ns; /* monotonic; a group it was in was lost: none until then */
+    bool asked;             /* ENDING: the store has been asked and has not answered */
+    kn_output output;       /* ENDING without stop: to be published */
     double stage_seconds[KN_SLICE_DONE];
     int32_t progress; /* percent; the most that was shown */
 

@@ -39,6 +39,8 @@ static const char *const grpc_codes[] = {
     "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
     "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
     "DATA_LOSS", "UNAUTHENTICATED"};
+static const char *const degrees[] = {"2", "3", "4", "5", "6", "7", "8"};
+static const char *const shared_results[] = {"done", "lost"};
 static const char *const directions[] = {"received", "sent"};
 static const char *const access_results[] = {"allowed", "unauthenticated", "forbidden", "limited"};
 static const char *const store_kinds[] = {"busy", "io", "full", "corrupt", "other"};
@@ -75,6 +77,7 @@ typedef enum source {
     MODEL,
     ROUTE,
     DEVICE,
+    LEADER,
     UUID,
     VERSION,
     COMMIT,
@@ -96,6 +99,8 @@ typedef enum source {
     STORE_KIND,
     STORE_FILE,
     MEMORY_OWNER,
+    DEGREE,
+    SHARED_RESULT,
     SOURCES
 } source;
 
@@ -109,6 +114,7 @@ static const kn_metric_label fixed_labels[SOURCES] = {
     [MODEL] = {"model", NULL, 0, false},
     [ROUTE] = {"route", NULL, 0, false},
     [DEVICE] = {"device", NULL, 0, true},
+    [LEADER] = {"leader", NULL, 0, true},
     [UUID] = {"uuid", NULL, 0, true},
     [VERSION] = {"version", NULL, 0, true},
     [COMMIT] = {"commit", NULL, 0, true},
@@ -130,6 +136,8 @@ static const kn_metric_label fixed_labels[SOURCES] = {
     [STORE_KIND] = FIXED("kind", store_kinds),
     [STORE_FILE] = FIXED("file", store_files),
     [MEMORY_OWNER] = FIXED("owner", memory_owners),
+    [DEGREE] = FIXED("degree", degrees),
+    [SHARED_RESULT] = FIXED("result", shared_results),
 };
 
 typedef struct family {
@@ -195,6 +203,12 @@ static const family families[] = {
           "Device memory in use."),
     LEVEL(device_memory_total, "kinora_device_memory_total_bytes", "bytes", DEVICE, NONE, NONE, false,
           "Device memory there is."),
+    LEVEL(group_members, "kinora_group_members", NULL, DEVICE, LEADER, MODEL, true,
+          "Devices that share the slice which this device leads or helps with now; 0: it did before."),
+    COUNT(device_assist_seconds, "kinora_device_assist_seconds_total", "seconds", DEVICE, NONE, NONE, false,
+          "Time the device helped in slices that others led; part of its busy time."),
+    COUNT(shared_slices, "kinora_shared_slices_total", NULL, DEGREE, SHARED_RESULT, NONE, true,
+          "Slices that several devices shared, by how many; lost ones were repeated."),
     COUNT(worker_restarts, "kinora_worker_restarts_total", NULL, DEVICE, NONE, NONE, false,
           "Worker processes started in place of one that ended."),
     LEVEL(model_ready, "kinora_model_ready", NULL, MODEL, NONE, NONE, false, "1 when a job of the model could run."),
@@ -298,6 +312,7 @@ kn_status kn_meters_create(kn_meters **out, const kn_meters_options *options)
                    [ROUTE] = options->routes,
                    [METHOD] = options->method_count ? options->methods : &none,
                    [DEVICE] = names,
+                   [LEADER] = names,
                    [UUID] = uuids,
                    [VERSION] = &version,
                    [COMMIT] = &commit},
@@ -305,6 +320,7 @@ kn_status kn_meters_create(kn_meters **out, const kn_meters_options *options)
                    [ROUTE] = options->route_count,
                    [METHOD] = options->method_count ? options->method_count : 1,
                    [DEVICE] = options->device_count,
+                   [LEADER] = options->device_count,
                    [UUID] = uuid_count,
                    [VERSION] = 1,
                    [COMMIT] = 1},

@@ -11,6 +11,7 @@
  *   pack_ms=      and for each further job of the slice; 0
  *   slow=xN       all of them N times
  *   memory_mb=    what the device says it has; 8192
+ *   domain=N      it can share slices with other devices of domain N; 0: with none
  *   seed=         of the random accidents; 1
  *   crash_ppm=    chance of a crash in each slice, in millionths; 0
  *   crash_at=N    abort in slice N
@@ -44,7 +45,7 @@ enum { SIDE = 64, POISON_BYTES = 64, NUMBER_MAX = 1000000, STATE_BYTES = 32, FIL
 
 typedef struct script {
     int32_t text_ms, step_ms, decode_ms, mux_ms, load_ms, pack_ms, slow, memory_mb, seed;
-    int32_t crash_ppm, crash_at, hang_at, stop_at, oom_at, nan_at, lost_at, corrupt_at;
+    int32_t domain, crash_ppm, crash_at, hang_at, stop_at, oom_at, nan_at, lost_at, corrupt_at;
     char poison[POISON_BYTES];
 } script;
 
@@ -88,12 +89,12 @@ static kn_status parse_option(script *s, const char *text, size_t bytes)
     const struct {
         const char *name;
         int32_t *value;
-    } numbers[] = {{"text_ms", &s->text_ms},      {"step_ms", &s->step_ms}, {"decode_ms", &s->decode_ms},
-                   {"mux_ms", &s->mux_ms},        {"load_ms", &s->load_ms}, {"pack_ms", &s->pack_ms},
-                   {"memory_mb", &s->memory_mb},  {"seed", &s->seed},       {"crash_ppm", &s->crash_ppm},
-                   {"crash_at", &s->crash_at},    {"hang_at", &s->hang_at}, {"stop_at", &s->stop_at},
-                   {"oom_at", &s->oom_at},        {"nan_at", &s->nan_at},   {"lost_at", &s->lost_at},
-                   {"corrupt_at", &s->corrupt_at}};
+    } numbers[] = {{"text_ms", &s->text_ms},       {"step_ms", &s->step_ms}, {"decode_ms", &s->decode_ms},
+                   {"mux_ms", &s->mux_ms},         {"load_ms", &s->load_ms}, {"pack_ms", &s->pack_ms},
+                   {"memory_mb", &s->memory_mb},   {"seed", &s->seed},       {"crash_ppm", &s->crash_ppm},
+                   {"crash_at", &s->crash_at},     {"hang_at", &s->hang_at}, {"stop_at", &s->stop_at},
+                   {"oom_at", &s->oom_at},         {"nan_at", &s->nan_at},   {"lost_at", &s->lost_at},
+                   {"corrupt_at", &s->corrupt_at}, {"domain", &s->domain}};
     const char *equals = memchr(text, '=', bytes);
     if (!equals) return kn_fail(KN_INVALID, "%.*s: must be NAME=VALUE", (int)bytes, text);
     const size_t name = (size_t)(equals - text), value = bytes - name - 1;
@@ -153,6 +154,8 @@ static void describe(const void *self, kn_device_info *out)
                             .threads = 1,
                             .memory_bytes = (uint64_t)f->script.memory_mb << 20,
                             .host_memory = true};
+    if (f->script.domain > 0)
+        snprintf(out->description, sizeof out->description, "scripted device of domain %d", f->script.domain);
 }
 
 static kn_status load(void *self, void **out, const char *name, const char *folder, uint64_t *bytes)

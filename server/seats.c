@@ -31,14 +31,28 @@ typedef struct claim {
     int32_t device;
 } claim;
 
+void kn_seat_end(kn_server *s, int32_t device)
+{
+    s->seats[device].busy = s->seats[device].running = false;
+    kn_together_end(s, device);
+}
+
 static void end_empty(kn_server *s, int32_t device)
 {
-    kn_seat *seat = &s->seats[device];
     const kn_change change = {.kind = KN_CHANGE_SLICE_FAILED, .slice = {.device = device}};
-    seat->busy = seat->running = false;
     if (kn_scheduler_event(s->scheduler, &change, kn_clock_ns()) != KN_OK)
         kn_log(KN_LOG_ERROR, "an assignment nobody was left for: %s", kn_fail_message());
+    kn_seat_end(s, device);
     kn_dispatch_soon(s);
+}
+
+/* How long the slice may be expected to take on so many devices, with an allowance for what is not known. */
+static int64_t budget_of(const kn_seat *seat, int32_t degree)
+{
+    const kn_assignment *a = &seat->assignment;
+    const uint32_t known = degree > 1 ? seat->measured_shared : seat->measured[a->stage];
+    const int64_t alone = a->expected_ns * (a->degree > 1 ? a->degree : 1);
+    return alone / degree * (known >> a->model & 1 ? BUDGET_MEASURED : BUDGET_GUESSED);
 }
 
 /* Sends the slice to the worker once nothing is awaited. */
@@ -63,11 +77,12 @@ static void run_when_complete(kn_server *s, int32_t device)
         return;
     }
     seat->running = true;
-    const bool measured = seat->measured[seat->assignment.stage] >> seat->assignment.model & 1;
-    const int64_t budget = seat->assignment.expected_ns * (measured ? BUDGET_MEASURED : BUDGET_GUESSED);
+    int32_t members[KN_SCHEDULER_DEGREE_MAX];
+    const int32_t degree = kn_together_members(s, device, members);
     /* A device that is gone says so itself, and takes its assignment along. */
     const kn_status st =
-        kn_fleet_run(s->fleet, device, seat->number, (kn_slice_kind)seat->assignment.stage, leases, count, budget);
+        kn_fleet_run_shared(s->fleet, members, degree, seat->number, (kn_slice_kind)seat->assignment.stage, leases,
+                            count, budget_of(seat, degree));
     if (st != KN_OK && st != KN_UNAVAILABLE) kn_fleet_kill(s->fleet, device, kn_fail_message());
 }
 
@@ -91,6 +106,11 @@ void kn_seat_drop(kn_server *s, int32_t device, kn_live *live)
         if (awaited && !seat->running) answered(s, device);
         return;
     }
+}
+
+void kn_seat_helper_gone(kn_server *s, int32_t leader)
+{
+    if (s->seats[leader].busy && !s->seats[leader].running) answered(s, leader);
 }
 
 /* ---- starting a job ---- */
@@ -189,6 +209,9 @@ void kn_seat_started(kn_server *s, int32_t device, const kn_outcome *outcome)
 void kn_seat_loaded(kn_server *s, int32_t device, const kn_model_loaded *loaded)
 {
     kn_seat *seat = &s->seats[device];
+    const kn_catalog_model *found = kn_catalog_find(s->catalog, loaded->model);
+    const int32_t leader = seat->helps - 1;
+    if (found && kn_together_loaded(s, device, found)) answered(s, leader);
     if (!seat->busy || seat->running || !seat->assignment.load_model) return;
     const kn_catalog_model *model = kn_catalog_at(s->catalog, seat->assignment.model);
     if (strcmp(model->name, loaded->model) != 0) return;
@@ -225,6 +248,7 @@ void kn_seat_begin(kn_server *s, const kn_assignment *a)
         seat->waiting++;
         if (kn_fleet_load(s->fleet, a->device, kn_catalog_at(s->catalog, a->model)->name) != KN_OK) seat->waiting--;
     }
+    seat->waiting += kn_together_begin(s, a);
     for (int32_t i = 0; i < a->count; i++) {
         kn_live *live = kn_live_by_key(s->live, a->jobs[i]);
         if (!live) continue;

@@ -211,20 +211,56 @@ fail:
     return st;
 }
 
-/* "auto": every GPU of this machine, or else the CPU. The names of those live as long as the program. */
+/* "cpu*4" or "cuda:0-7": the numbers, and the text before them. */
+static bool is_range(const char *item, int *first, int *last, const char **prefix)
+{
+    int end = 0;
+    *first = 0;
+    *prefix = "cpu:";
+    if (sscanf(item, "cpu*%d%n", last, &end) == 1 && item[end] == '\0') return --*last >= 0;
+    *prefix = "cuda:";
+    return sscanf(item, "cuda:%d-%d%n", first, last, &end) == 2 && item[end] == '\0' && *first >= 0 && *last >= *first;
+}
+
+/* "auto": every GPU of this machine, or else the CPU. Names made here live as long as the program. */
 static size_t devices_of(const kn_server_config *c, const char **out)
 {
-    static char found[KN_FLEET_DEVICES_MAX][KN_DEVICE_NAME_BYTES];
+    static char made[KN_FLEET_DEVICES_MAX][KN_DEVICE_NAME_BYTES];
     size_t count = 0;
     for (size_t i = 0; i < c->devices.count && count < KN_FLEET_DEVICES_MAX; i++) {
-        if (strcmp(c->devices.items[i], "auto") != 0) {
-            out[count++] = c->devices.items[i];
-            continue;
+        int first, last;
+        const char *prefix, *item = c->devices.items[i];
+        if (strcmp(item, "auto") == 0) {
+            const int32_t there = kn_device_list(&made[count], KN_FLEET_DEVICES_MAX - (int32_t)count);
+            for (int32_t j = 0; j < there; j++, count++) out[count] = made[count];
+        } else if (is_range(item, &first, &last, &prefix)) {
+            for (int j = first; j <= last && count < KN_FLEET_DEVICES_MAX; j++, count++) {
+                snprintf(made[count], sizeof made[count], "%s%d", prefix, j);
+                out[count] = made[count];
+            }
+        } else {
+            out[count++] = item;
         }
-        const int32_t there = kn_device_list(found, KN_FLEET_DEVICES_MAX);
-        for (int32_t j = 0; j < there && count < KN_FLEET_DEVICES_MAX; j++) out[count++] = found[j];
     }
     return count;
+}
+
+/* CPU workers that are given no number of threads share the cores. */
+static int32_t threads_of(const kn_server_config *c, const char *const *devices, int32_t count)
+{
+    int32_t workers = 0;
+    for (int32_t i = 0; i < count; i++) workers += strncmp(devices[i], "cpu", 3) == 0;
+    if (c->threads > 0 || workers < 2) return (int32_t)c->threads;
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores > workers ? (int32_t)(cores / workers) : 1;
+}
+
+/* Groups of GPUs need NCCL, and that needs sockets. */
+static bool needs_sockets(const kn_server_config *c, const char *const *devices, int32_t count)
+{
+    int32_t gpus = 0;
+    for (int32_t i = 0; i < count; i++) gpus += strncmp(devices[i], "cuda", 4) == 0;
+    return gpus > 1 && c->degree_max > 1;
 }
 
 /* A fake device's options are not part of its name, and several may be the same. */
@@ -301,7 +337,9 @@ static kn_status open_scheduler(kn_server *s)
     KN_TRY(kn_scheduler_create(
         &s->scheduler,
         &(kn_scheduler_params){.jobs = jobs > KN_SCHEDULER_JOBS_MAX ? KN_SCHEDULER_JOBS_MAX : (int32_t)jobs,
-                               .tenants = KN_SERVER_TENANTS_MAX}));
+                               .tenants = KN_SERVER_TENANTS_MAX,
+                               .degree_max = (int32_t)c->degree_max,
+                               .degree_fixed = (int32_t)c->degree_fixed}));
     KN_TRY(kn_dispatch_models(s));
     s->pump_event = evtimer_new(s->base, on_pump, s);
     if (!s->pump_event || event_priority_set(s->pump_event, KN_LOOP_FIRST) != 0)
@@ -323,7 +361,8 @@ static kn_status open_fleet(kn_server *s)
                                                          .device_count = s->seat_count,
                                                          .models = models,
                                                          .data = s->data,
-                                                         .threads = (int32_t)c->threads,
+                                                         .threads = threads_of(c, names, s->seat_count),
+                                                         .sockets = needs_sockets(c, names, s->seat_count),
                                                          .isa = c->isa,
                                                          .precision = c->precision,
                                                          .vae_precision = c->vae_precision,

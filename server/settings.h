@@ -46,8 +46,10 @@ typedef struct kn_server_config {
     kn_setting_list listen;     /* "127.0.0.1:8000" */
     kn_setting_list grpc;       /* none; "127.0.0.1:8001" */
     char *metrics_listen;       /* NULL: /metrics on the addresses above, with scope metrics */
-    kn_setting_list devices;    /* setting "device": "auto"; or "cpu", "cuda:0", ... */
-    int64_t threads;            /* of a CPU worker; 0: all cores */
+    kn_setting_list devices;    /* setting "device": "auto"; or "cpu", "cuda:0", "cpu*4", "cuda:0-7", ... */
+    int64_t threads;            /* of a CPU worker; 0: all cores, shared by the CPU workers */
+    int64_t degree_max;         /* most devices that share a slice: 8 */
+    int64_t degree_fixed;       /* 0; else as kn_scheduler_params.degree_fixed, for comparison */
     char *isa;                  /* NULL: what the processor has */
     kn_precision precision;     /* auto */
     kn_precision vae_precision; /* auto */

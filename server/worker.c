@@ -312,25 +312,27 @@ static int live(worker *w)
     return code;
 }
 
-static kn_status enter(int fd)
+static kn_status enter(int fd, bool sockets)
 {
     const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_IGN);
     if (fd > STDERR_FILENO + 1) close_range(STDERR_FILENO + 1, (unsigned)fd - 1, 0);
     close_range((unsigned)fd + 1, ~0u, 0);
     const kn_status st = kn_child_enter();
-    return st == KN_OK ? kn_confine_worker() : st;
+    return st == KN_OK ? kn_confine_worker(sockets) : st;
 }
 
 int kn_worker_main(int argc, char **argv)
 {
     char *end = NULL;
-    const long fd = argc == 3 && strcmp(argv[1], "--fd") == 0 ? strtol(argv[2], &end, 10) : -1;
+    const bool sockets = argc == 4 && strcmp(argv[3], "--sockets") == 0;
+    const bool formed = (argc == 3 || sockets) && strcmp(argv[1], "--fd") == 0;
+    const long fd = formed ? strtol(argv[2], &end, 10) : -1;
     if (fd <= STDERR_FILENO || fd > 1 << 20 || *end) {
         fprintf(stderr, "kinora worker: started by kinora serve, not by hand\n");
         return kn_status_exit_code(KN_INVALID);
     }
-    const kn_status st = enter((int)fd);
+    const kn_status st = enter((int)fd, sockets);
     worker *w = st == KN_OK ? kn_alloc(sizeof *w) : NULL;
     if (!w) {
         kn_log(KN_LOG_ERROR, "worker: %s", kn_fail_message());

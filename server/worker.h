@@ -18,8 +18,8 @@ enum {
     KN_WORKER_EXIT_FATAL = 88,
 };
 
-/* The hidden subcommand "worker --fd N". Returns the process's exit code, or does not return. Closes every other
- * descriptor above 2. */
+/* The hidden subcommand "worker --fd N [--sockets]"; the latter as in confine.h. Returns the process's exit code, or
+ * does not return. Closes every other descriptor above 2. */
 int kn_worker_main(int argc, char **argv);
 
 #endif

@@ -59,6 +59,7 @@ COVERED = {
     "engine/text_umt5.c": "tests/engine/networks.c",
     "engine/vae_*.c": "tests/engine/networks.c",
     "server/admin.c": "tests/clients/main.py",
+    "server/together.c": "tests/clients/try_groups.py",
     "server/admin_client.c": "tests/clients/main.py",
     "server/admin_rows.c": "tests/clients/main.py",
     "server/api.c": "tests/clients/main.py",

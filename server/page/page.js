@@ -22,6 +22,7 @@ import {
   moment,
   number,
   parseDevices,
+  parseGroups,
   progressText,
   stateOf,
   waitText,
@@ -148,13 +149,15 @@ async function readFigures() {
 async function readDevices() {
   const response = await request("GET", "metrics", { headers: { Accept: "text/plain" } });
   if (!response.ok) throw new Refusal(response, null);
-  const devices = parseDevices(await response.text());
+  const text = await response.text();
+  const devices = parseDevices(text);
+  const groups = parseGroups(text);
   byId("devices").hidden = devices.size === 0;
-  const items = [...devices].map(([name, figures]) => deviceItem(name, figures));
+  const items = [...devices].map(([name, figures]) => deviceItem(name, figures, groups.get(name)));
   byId("device-list").replaceChildren(...items);
 }
 
-function deviceItem(name, figures) {
+function deviceItem(name, figures, group) {
   const now = performance.now() / 1000;
   const before = session.busy.get(name);
   const seconds = figures.device_busy_seconds_total;
@@ -165,6 +168,12 @@ function deviceItem(name, figures) {
     parts.push(`${Math.min(100, Math.round((100 * (seconds - before.seconds)) / (now - before.at)))} % busy`);
   if (figures.device_memory_total_bytes > 0)
     parts.push(`${bytes(figures.device_memory_used_bytes)} of ${bytes(figures.device_memory_total_bytes)}`);
+  if (group)
+    parts.push(
+      group.leader === name
+        ? `leads ${group.members} devices on ${group.model}`
+        : `helps ${group.leader} on ${group.model}`,
+    );
   const restarts = figures.worker_restarts_total;
   if (restarts > 0) parts.push(restarts === 1 ? "1 restart" : `${restarts} restarts`);
   const item = document.createElement("li");

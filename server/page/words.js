@@ -100,6 +100,17 @@ export function parseDevices(text) {
   return devices;
 }
 
+// Who shares a slice now: device -> {leader, model, members}.
+export function parseGroups(text) {
+  const groups = new Map();
+  for (const [, device, leader, model, members] of text.matchAll(
+    /^kinora_group_members\{device="([^"\\]{1,64})",leader="([^"\\]{1,64})",model="([^"\\]{1,128})"\} (\d+)/gm,
+  )) {
+    if (Number(members) > 0) groups.set(device, { leader, model, members: Number(members) });
+  }
+  return groups;
+}
+
 export function factsOf(video) {
   const facts = [
     ["Id", video.id],

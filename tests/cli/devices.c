@@ -45,14 +45,32 @@ static void eight_gpus_form_groups(void **state)
         snprintf(file, sizeof file, "%s/current_link_width", name);
         put(&at, file, "16\n");
     }
-    assert_int_equal(command("devices --sysfs '%s'", at.path), 0);
+    assert_int_equal(command("devices --sysfs '%s' --nvml /there/is/none.so", at.path), 0);
     assert_printed("cuda:7");
     assert_printed("32.0 GT/s PCIe x16");
-    assert_printed("cuda:0-3, one memory node");
-    assert_printed("cuda:0-7, across memory nodes");
+    assert_printed("NVML cannot be loaded");
+    assert_printed("not known");
+    assert_printed("cuda:0-3, PCIe, one memory node");
+    assert_printed("cuda:0-7, PCIe, across memory nodes");
     assert_null(strstr(command_output, "cuda:8"));
-    assert_int_equal(command("devices --json --sysfs '%s'", at.path), 0);
+    assert_int_equal(command("devices --json --sysfs '%s' --nvml /there/is/none.so 2>/dev/null", at.path), 0);
     assert_printed("\"address\":\"0000:10:00.0\",\"node\":\"0\"");
+    assert_null(strstr(command_output, "nvlink"));
+
+    /* As a FAKE of NVML has it. */
+    assert_int_equal(command("devices --sysfs '%s' --nvml '%s'", at.path, KN_FAKE_NVML), 0);
+    assert_printed("18 to a switch");
+    assert_printed("4 to cuda:5");
+    assert_printed("4 to cuda:4");
+    assert_printed("none");
+    assert_printed("cuda:0-3, NVLink");
+    assert_printed("cuda:4-5, NVLink");
+    assert_printed("cuda:6-7, PCIe, one memory node");
+    assert_printed("cuda:4-7, PCIe, one memory node");
+    assert_printed("cuda:0-7, PCIe, across memory nodes");
+    assert_int_equal(command("devices --json --sysfs '%s' --nvml '%s'", at.path, KN_FAKE_NVML), 0);
+    assert_printed("\"nvlink_switched\":18,\"nvlink\":[0,0,0,0,0,0,0,0]");
+    assert_printed("\"nvlink_switched\":0,\"nvlink\":[0,0,0,0,0,4,0,0]");
     folder_remove(&at);
 }
 

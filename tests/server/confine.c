@@ -35,7 +35,7 @@ static int attempt(long (*try)(void))
     int status;
     const pid_t child = fork();
     if (child == 0) {
-        if (kn_child_enter() != KN_OK || kn_confine_worker() != KN_OK) _exit(CANNOT_CONFINE);
+        if (kn_child_enter() != KN_OK || kn_confine_worker(false) != KN_OK) _exit(CANNOT_CONFINE);
         errno = 0;
         const long result = try();
         _exit(result < 0 ? errno : SUCCEEDED);

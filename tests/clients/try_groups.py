@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices that share slices: the same bytes as one alone, whoever dies meanwhile; what is shown of it."""
+import json
+import os
+import random
+import re
+import signal
+import time
+
+from harness import ServerCase, wait_for
+
+STEPS = {"num_inference_steps": 40, "num_frames": 9}
+
+
+def devices(server):
+    return json.loads(server.kinora("status", "--json"))["devices"]
+
+
+class Groups(ServerCase):
+    device = "cpu*2"
+    flags = ("--degree-fixed", "2", "--checkpoint-interval-ms", "0")
+
+    def alone(self, seeds):
+        """What a server with one device makes of them."""
+        server = self.another(device="cpu").start()
+        return [server.content(server.completed(seed=seed, **STEPS)["id"]) for seed in seeds]
+
+    def shared(self):
+        return sum(d["shared_slices"] for d in devices(self.server))
+
+    def test_same_bytes(self):
+        wanted = self.alone([1, 2])
+        before = self.shared()
+        self.assertEqual([self.server.content(self.server.completed(seed=seed, **STEPS)["id"]) for seed in (1, 2)],
+                         wanted)
+        self.assertGreaterEqual(self.shared() - before, 2 * STEPS["num_inference_steps"])
+        text = self.server.get("/metrics").body.decode()
+        done = re.search(r'kinora_shared_slices_total\{degree="2",result="done"\} (\d+)', text)
+        self.assertGreaterEqual(int(done[1]), 2 * STEPS["num_inference_steps"])
+        helped = re.findall(r'kinora_device_assist_seconds_total\{device="cpu:\d"\} (\S+)', text)
+        self.assertGreater(max(float(seconds) for seconds in helped), 0)
+
+    def test_what_is_shown_while_it_runs(self):
+        video = self.server.create(seed=3, num_inference_steps=400, num_frames=33)["id"]
+
+        def sharing():
+            found = [d for d in devices(self.server) if d["shares"]]
+            return found if len(found) == 2 else None
+        found = wait_for("two devices that share a slice", sharing)
+        self.assertEqual(sorted(found[0]["shares"]["devices"]), ["cpu:0", "cpu:1"])
+        self.assertEqual(found[0]["shares"]["stage"], "denoise")
+        self.assertEqual(found[0]["shares"]["jobs"], [video])
+        self.assertEqual({d["domain"] for d in found}, {1})
+        line = r'kinora_group_members\{device="cpu:[01]",leader="cpu:[01]",model="wan21-small"\} 2\n'
+        wait_for("the group in the metrics", lambda: re.search(line, self.server.get("/metrics").body.decode()))
+        self.server.post(f"/v1/videos/{video}/cancel")
+        self.assertEqual(self.server.video(video)["error"]["code"], "cancelled")
+
+    def test_workers_are_killed(self):
+        """A leader's death counts against its job, so that only helpers are killed more than once."""
+        wanted = self.alone([4])[0]
+        random.seed(1)
+        kills = 0
+        while kills < 6:
+            video = self.server.create(seed=4, **STEPS)["id"]
+            time.sleep(random.uniform(0.05, 0.5))
+            found = [d for d in devices(self.server) if d["shares"]]
+            if found:
+                helper = found[0]["shares"]["devices"][1]
+                os.kill(next(d["pid"] for d in found if d["name"] == helper), signal.SIGKILL)
+                kills += 1
+            self.server.await_status(video, "completed")
+            self.assertEqual(self.server.content(video), wanted)
+            wait_for("both devices", lambda: all(d["state"] == "ready" for d in devices(self.server)))
+
+
+class NoGroups(ServerCase):
+    device = "cpu*2"
+    flags = ("--degree-max", "1")
+
+    def test_alone(self):
+        self.server.completed(**STEPS)
+        self.assertEqual([(d["domain"], d["shared_slices"]) for d in devices(self.server)], [(0, 0), (0, 0)])
