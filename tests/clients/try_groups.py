@@ -41,7 +41,7 @@ class Groups(ServerCase):
         self.assertGreater(max(float(seconds) for seconds in helped), 0)
 
     def test_what_is_shown_while_it_runs(self):
-        video = self.server.create(seed=3, num_inference_steps=400, num_frames=33)["id"]
+        video = self.server.create(seed=3, size="128x128", num_inference_steps=200, num_frames=41)["id"]
 
         def sharing():
             found = [d for d in devices(self.server) if d["shares"]]
