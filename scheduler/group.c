@@ -19,6 +19,7 @@
 
 enum { SLACK_PARTS = 16 };
 
+#define HOLD_MAX_NS INT64_C(5000000000)
 #define HELPER_GAIN 0.03 /* an otherwise idle device helps when it saves so much of the slice */
 
 typedef struct round {
@@ -214,11 +215,13 @@ static int64_t longest(const round *r)
     return lately ? pool->slack_ns / SLACK_PARTS : INT64_MAX;
 }
 
-/* May the device stay idle so that a long slice is in nobody's way? Not for longer than such jobs have to spare. */
+/* May the device stay idle so that a long slice is in nobody's way? Not for longer than such jobs have to spare, and
+ * not for long: what it could do is sure, and who may come is not. */
 static bool may_hold(const round *r, kn_core_device *d)
 {
+    const int64_t slack_ns = r->s->devices[r->pool].slack_ns, most_ns = slack_ns < HOLD_MAX_NS ? slack_ns : HOLD_MAX_NS;
     if (d->held_ns == 0) d->held_ns = r->now_ns;
-    return r->score > 0 && r->now_ns - d->held_ns < r->s->devices[r->pool].slack_ns;
+    return r->score > 0 && r->now_ns - d->held_ns < most_ns;
 }
 
 /* A slice of a job that is not planned, in the smallest group in which it is in nobody's way, or none. */
