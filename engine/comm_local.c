@@ -374,12 +374,16 @@ static bool find_lost(const local *c, char reason[REASON_BYTES])
 static void blame_late(const local *c, int64_t waited_ns, char reason[REASON_BYTES])
 {
     int32_t late = -1;
+    uint32_t blamed = 0;
     for (int32_t p = 0; p < c->base.ranks; p++) {
         const slot *s = &c->at->slots[p];
         if (p == c->base.rank || atomic_load(&s->state) != JOINED || atomic_load(&s->inside)) continue;
-        atomic_fetch_or(&c->at->blamed, 1u << p);
+        blamed |= 1u << p;
         late = p;
     }
+    /* One that has just given the group up is not inside any more either, and says so first. */
+    if (atomic_load(&c->at->state) != ACTIVE) late = -1;
+    if (late >= 0) atomic_fetch_or(&c->at->blamed, blamed);
     if (late < 0)
         snprintf(reason, REASON_BYTES, "rank %d waited for %.1f s in one call", c->base.rank,
                  kn_clock_seconds(waited_ns));
