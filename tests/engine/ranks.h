@@ -89,7 +89,7 @@ static inline rank_team ranks_start(int32_t ranks, rank_main *run, void *user, k
         team.process[r] = fork();
         assert_true(team.process[r] >= 0);
         if (team.process[r] > 0) continue;
-        alarm(120); /* a test that hangs must not leave processes behind */
+        alarm(300); /* a test that hangs must not leave processes behind */
         rank_run(&(rank_context){.fd = team.fd, .rank = r, .ranks = ranks, .epoch = 1, .limits = limits, .user = user},
                  run);
     }
