@@ -92,7 +92,9 @@ static kn_change end_of(measurement *m, int32_t device, kn_slice_job ends[KN_SCH
         progress->done = slice->stage == KN_STAGE_MUX;
         ends[i] = (kn_slice_job){slice->jobs[i], *progress, 0};
     }
-    return (kn_change){.kind = KN_CHANGE_SLICE_DONE, .slice = {device, slice->expected_ns, slice->count, ends}};
+    return (kn_change){
+        .kind = KN_CHANGE_SLICE_DONE,
+        .slice = {.device = device, .measured_ns = slice->expected_ns, .count = slice->count, .jobs = ends}};
 }
 
 /* What the world owes after a timed pair of calls: new jobs for those that ended, answers to releases. */

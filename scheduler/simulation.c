@@ -302,7 +302,7 @@ static kn_status slice_ends(world *w, int32_t device)
         }
     }
     kn_change truth = {.kind = fails ? KN_CHANGE_SLICE_FAILED : KN_CHANGE_SLICE_DONE,
-                       .slice = {device, d->took_ns, d->slice.count, ends}};
+                       .slice = {.device = device, .measured_ns = d->took_ns, .count = d->slice.count, .jobs = ends}};
     kn_change told = truth;
     told.slice.jobs = told_ends;
     return tell(w, &truth, &told);
