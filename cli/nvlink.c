@@ -97,13 +97,6 @@ fail:
     return st;
 }
 
-int32_t kn_nvlink_active(const kn_nvlinks *links, int32_t gpu)
-{
-    int32_t sum = links->switched[gpu];
-    for (int32_t i = 0; i < links->count; i++) sum += links->direct[gpu][i];
-    return sum;
-}
-
 bool kn_nvlink_joins(const kn_nvlinks *links, int32_t a, int32_t b)
 {
     return links->direct[a][b] > 0 || (links->switched[a] > 0 && links->switched[b] > 0);

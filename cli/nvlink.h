@@ -22,8 +22,6 @@ typedef struct kn_nvlinks {
  * or it does not know one of the devices; *out then has no links. */
 kn_status kn_nvlink_read(kn_nvlinks *out, const char *library, const char *const *addresses, int32_t count);
 
-int32_t kn_nvlink_active(const kn_nvlinks *links, int32_t gpu);
-
 /* Do two GPUs reach each other over NVLink? */
 bool kn_nvlink_joins(const kn_nvlinks *links, int32_t a, int32_t b);
 

@@ -383,12 +383,13 @@ static void on_slice_done(void *context, int32_t device, const kn_slice_done *do
     kn_server *s = context;
     kn_seat *seat = &s->seats[device];
     kn_slice_job jobs[KN_SCHEDULER_PACK_MAX];
-    kn_change change = {.kind = KN_CHANGE_SLICE_DONE, .slice = {.device = device, .jobs = jobs}};
+    kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
+                        .slice = {.device = device,
+                                  .measured_ns = done->lost ? 0 : (int64_t)(done->seconds * 1e9),
+                                  .jobs = jobs,
+                                  .degree = done->degree}};
     if (!seat->busy || seat->number != done->assignment) return;
     kn_point(KN_POINT_slice_done);
-    const bool as_asked = !done->lost && done->degree == (seat->assignment.degree > 1 ? seat->assignment.degree : 1);
-    if (as_asked)
-        change.slice.measured_ns = (int64_t)(done->seconds * 1e9); /* else it says nothing of what was asked */
     measure_slice(s, seat, done);
     for (int32_t i = 0; i < done->count; i++) {
         kn_live *live = live_of(s, &done->outcomes[i].lease);
