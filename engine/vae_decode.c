@@ -54,26 +54,14 @@ static kn_status combine_taps(kn_vae_decoder *d, int32_t height, int32_t width)
 /* Every rank's rows of the picture into the first rank's whole one. */
 static kn_status gather_picture(kn_vae_decoder *d)
 {
-    const kn_group *g = &d->run.group;
     const bool planes = d->layout == KN_PICTURE_PLANES;
-    const int32_t parts = planes ? KN_PICTURE_CHANNELS : 1; /* planes, or pixels of all colours */
-    const size_t pixel_rows = (size_t)kn_vae_spatial_factor(&d->vae->config);
-    const size_t line =
-        pixel_rows * pixel_rows * (size_t)d->w * (planes ? sizeof(float) : KN_PICTURE_CHANNELS); /* of a latent row */
-    const size_t plane = (size_t)d->whole_h * line, own = (size_t)d->h * line;
-    const kn_comm_block send = {
-        .data = d->picture, .rows = parts, .row_bytes = own, .stride = own, .peer = g->member[0]};
-    kn_comm_block receive[KN_COMM_RANKS_MAX];
-    for (int32_t i = 0; g->index == 0 && i < g->size; i++) {
-        const kn_share r = kn_share_of(d->whole_h, g->size, i);
-        receive[i] = (kn_comm_block){.data = (char *)d->whole + (size_t)r.first * line,
-                                     .rows = parts,
-                                     .row_bytes = (size_t)r.count * line,
-                                     .stride = plane,
-                                     .peer = g->member[i]};
-    }
-    kn_status st = kn_comm_start(g->comm, KN_COMM_GATHER, &send, 1, receive, g->index == 0 ? g->size : 0);
-    return st == KN_OK ? kn_comm_finish(g->comm) : st;
+    const size_t factor = (size_t)kn_vae_spatial_factor(&d->vae->config);
+    const size_t pixel = planes ? sizeof(float) : KN_PICTURE_CHANNELS;
+    return kn_vae_run_gather(&d->run, &(kn_vae_shares){.own = d->picture,
+                                                       .whole = d->whole,
+                                                       .parts = planes ? KN_PICTURE_CHANNELS : 1,
+                                                       .height = d->whole_h,
+                                                       .line = factor * factor * (size_t)d->w * pixel});
 }
 
 static kn_status hand_on(kn_vae_decoder *d)

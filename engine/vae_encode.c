@@ -10,13 +10,34 @@ enum { SIZING_FRAMES = 21 };
 struct kn_vae_encoder {
     kn_vae *vae;
     kn_vae_run run;
-    int32_t height, width;
-    float *latent;   /* [z_dim, h, w] */
-    int64_t latents; /* made so far */
+    int32_t height, width; /* of this rank's rows, in pixels; height is 0 for a rank without any */
+    int32_t h, w;          /* of the whole latent */
+    float *moments;        /* [2 z_dim, this rank's rows, w]; mean, then log-variance */
+    float *whole;          /* [z_dim, h, w], on each of several ranks */
+    int64_t frames;        /* given so far */
+    int64_t latents;       /* made so far */
     void *memory;
     kn_vae_latent_fn *sink;
     void *context;
 };
+
+/* Every rank is given the whole latent: it is state, which all of them have. */
+static kn_status hand_on(kn_vae_encoder *e)
+{
+    kn_status st = KN_OK;
+    const bool divided = e->run.everyone.size > 1;
+    if (divided)
+        KN_TRY(kn_vae_run_gather(&e->run, &(kn_vae_shares){.own = e->moments,
+                                                           .whole = e->whole,
+                                                           .parts = e->vae->config.z_dim,
+                                                           .height = e->h,
+                                                           .line = (size_t)e->w * sizeof(float),
+                                                           .for_all = true}));
+    KN_TRY(kn_comm_confirm(e->run.everyone.comm)); /* before somebody sees it */
+    KN_TRY(e->sink(e->context, e->latents++, divided ? e->whole : e->moments));
+fail:
+    return st;
+}
 
 static kn_status emit(kn_vae_encoder *e, kn_frame *x)
 {
@@ -37,11 +58,10 @@ static kn_status emit(kn_vae_encoder *e, kn_frame *x)
     kn_frame_give(&run->pool, &moments);
     if (!run->pool.dry) {
         KN_TRY(e->vae->ops->frame_unpack(
-            run->stream, &(kn_frame_unpack_args){.planes = e->latent, .plane_stride = (int64_t)h * w, .x = quantized}));
-        /* The first z_dim planes are the mean, the rest the log-variance. */
-        KN_TRY(e->sink(e->context, e->latents, e->latent));
+            run->stream,
+            &(kn_frame_unpack_args){.planes = e->moments, .plane_stride = (int64_t)h * w, .x = quantized}));
+        KN_TRY(hand_on(e));
     }
-    e->latents++;
     kn_frame_give(&run->pool, &quantized);
 fail:
     return st;
@@ -94,6 +114,12 @@ fail:
     return st;
 }
 
+/* Of this rank's pixels, in the whole frame. */
+static int64_t first_row(const kn_vae_encoder *e)
+{
+    return e->run.rows.first * kn_vae_spatial_factor(&e->vae->config);
+}
+
 kn_status kn_vae_encode(kn_vae_encoder *e, const float *planes, int64_t plane_stride, kn_vae_latent_fn *latent,
                         void *context)
 {
@@ -104,10 +130,13 @@ kn_status kn_vae_encode(kn_vae_encoder *e, const float *planes, int64_t plane_st
     KN_REQUIRE(run->pool.dry || e->vae->memory);
     e->sink = latent;
     e->context = context;
+    const bool completes = e->frames++ % kn_vae_temporal_factor(&e->vae->config) == 0; /* a latent */
+    if (e->height == 0) return completes && !run->pool.dry ? hand_on(e) : KN_OK;
     KN_TRY(kn_vae_take(run, &pixels, e->height, e->width, KN_VAE_PIXEL_CHANNELS, KN_F32));
     if (!run->pool.dry)
-        KN_TRY(e->vae->ops->frame_pack(
-            run->stream, &(kn_frame_pack_args){.out = pixels, .planes = planes, .plane_stride = plane_stride}));
+        KN_TRY(e->vae->ops->frame_pack(run->stream, &(kn_frame_pack_args){.out = pixels,
+                                                                          .planes = planes + first_row(e) * e->width,
+                                                                          .plane_stride = plane_stride}));
     KN_TRY(kn_vae_take(run, &x, e->height, e->width, conv_in->out, KN_F32));
     KN_TRY(kn_vae_conv_look(run, conv_in, pixels, x, (kn_frame){0}));
     kn_vae_conv_remember(run, conv_in, &pixels);
@@ -116,25 +145,30 @@ fail:
     return st;
 }
 
-static kn_status begin(kn_vae_encoder *e, kn_vae *vae, kn_stream *stream, int32_t height, int32_t width)
+static kn_status begin(kn_vae_encoder *e, kn_vae *vae, kn_stream *stream, int32_t height, int32_t width,
+                       const kn_group *group)
 {
     const int32_t factor = kn_vae_spatial_factor(&vae->config);
     KN_REQUIRE((vae->halves & KN_VAE_ENCODER) && height > 0 && width > 0);
     KN_REQUIRE(height % factor == 0 && width % factor == 0);
-    const int32_t h = height / factor, w = width / factor;
+    kn_arena *arena = &e->run.pool.arena;
     e->vae = vae;
-    e->height = height;
+    e->h = height / factor;
+    e->w = width / factor;
+    kn_vae_run_share(&e->run, group, e->h);
+    e->height = (int32_t)e->run.rows.count * factor;
     e->width = width;
     e->run.vae = vae;
     e->run.stream = stream;
-    e->latent =
-        kn_arena_take(&e->run.pool.arena, (size_t)vae->encoder.quant.out * (size_t)h * (size_t)w * sizeof *e->latent);
-    kn_vae_run_share(&e->run, NULL, h);
-    kn_vae_run_reserve(&e->run, &vae->encoder.middle.attention, h, w);
+    const size_t line = (size_t)e->w * sizeof(float), rows = (size_t)e->run.rows.count;
+    e->moments = kn_arena_take(arena, (size_t)vae->encoder.quant.out * rows * line);
+    if (e->run.everyone.size > 1) e->whole = kn_arena_take(arena, (size_t)vae->config.z_dim * (size_t)e->h * line);
+    if (rows > 0) kn_vae_run_reserve(&e->run, &vae->encoder.middle.attention, e->h, e->w);
     return KN_OK;
 }
 
-kn_status kn_vae_encoder_create(kn_vae_encoder **out, kn_vae *vae, kn_stream *stream, int32_t height, int32_t width)
+kn_status kn_vae_encoder_create(kn_vae_encoder **out, kn_vae *vae, kn_stream *stream, int32_t height, int32_t width,
+                                const kn_group *group)
 {
     kn_status st = KN_OK;
     kn_vae_encoder *e = kn_alloc(sizeof *e), *sizing = kn_alloc(sizeof *sizing);
@@ -143,13 +177,13 @@ kn_status kn_vae_encoder_create(kn_vae_encoder **out, kn_vae *vae, kn_stream *st
         goto fail;
     }
     sizing->run.pool.dry = true;
-    KN_TRY(begin(sizing, vae, stream, height, width));
+    KN_TRY(begin(sizing, vae, stream, height, width, group));
     for (int i = 0; i < SIZING_FRAMES; i++) KN_TRY(kn_vae_encode(sizing, NULL, 0, NULL, NULL));
     const size_t bytes = sizing->run.pool.arena.peak;
     e->vae = vae;
     KN_TRY(kn_device_alloc(vae->device, &e->memory, bytes));
     e->run.pool.arena = kn_arena_view(e->memory, bytes);
-    KN_TRY(begin(e, vae, stream, height, width));
+    KN_TRY(begin(e, vae, stream, height, width, group));
     kn_free(sizing);
     *out = e;
     return KN_OK;

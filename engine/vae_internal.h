@@ -103,7 +103,8 @@ typedef struct kn_vae_run {
     kn_frame history[KN_VAE_HISTORIES_MAX][2]; /* older, newer; empty before the clip */
     int64_t seen[KN_VAE_STAGES_MAX];           /* frames each temporal resample has been given */
     kn_matrix qkv;                             /* [h w, 3 channels] of the middle attention; h: of the whole picture */
-    kn_group group;                            /* ranks with rows of the picture */
+    kn_group everyone;                         /* ranks of the run */
+    kn_group group;                            /* those with rows of the picture: the first of them */
     kn_share rows;                             /* this rank's, of the latent's h */
     void *attention_workspace;
     double flop; /* of all convolutions and products so far */
@@ -118,6 +119,19 @@ kn_status kn_vae_load_encoder(kn_loader *loader, kn_vae *vae);
 
 /* Which rows of a latent h high are this rank's; none for a rank that is not needed. */
 void kn_vae_run_share(kn_vae_run *run, const kn_group *group, int32_t h);
+
+/* Something that every rank has its rows of, made whole again. It has some parts, planes or one picture of all
+ * channels, and in each `line` bytes for a row of the latent. */
+typedef struct kn_vae_shares {
+    const void *own;       /* [parts, this rank's rows, line] */
+    void *whole;           /* [parts, all rows, line]; where it is wanted */
+    int32_t parts, height; /* height: all rows, of the latent */
+    size_t line;
+    bool for_all; /* on every rank of the run, else on the first one */
+} kn_vae_shares;
+
+/* Called by every rank with rows, and by all others that it is for. */
+kn_status kn_vae_run_gather(const kn_vae_run *run, const kn_vae_shares *shares);
 
 /* Takes the middle attention's buffers for whole pictures of h x w pixels from the pool's arena. */
 void kn_vae_run_reserve(kn_vae_run *run, const kn_vae_attention *attention, int32_t h, int32_t w);

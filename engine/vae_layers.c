@@ -10,13 +10,39 @@ kn_status kn_vae_take(kn_vae_run *run, kn_frame *out, int32_t h, int32_t w, int3
 
 void kn_vae_run_share(kn_vae_run *run, const kn_group *group, int32_t h)
 {
-    run->group = group ? *group : kn_group_alone();
+    run->everyone = run->group = group ? *group : kn_group_alone();
     if (run->group.size > h) { /* a rank without rows has no neighbours */
         const int32_t index = run->group.index;
         run->group = kn_group_part(&run->group, 0, h, 1);
         if (index >= h) return;
     }
     run->rows = kn_share_of(h, run->group.size, run->group.index);
+}
+
+kn_status kn_vae_run_gather(const kn_vae_run *run, const kn_vae_shares *shares)
+{
+    const kn_group *from = &run->group, *all = &run->everyone;
+    const int32_t receivers = shares->for_all ? all->size : 1;
+    const size_t own = (size_t)run->rows.count * shares->line, plane = (size_t)shares->height * shares->line;
+    kn_comm_block send[KN_COMM_RANKS_MAX], receive[KN_COMM_RANKS_MAX];
+    const int32_t sends = run->rows.count > 0 ? receivers : 0, receives = all->index < receivers ? from->size : 0;
+    for (int32_t i = 0; i < sends; i++)
+        send[i] = (kn_comm_block){.data = (void *)(uintptr_t)shares->own,
+                                  .rows = shares->parts,
+                                  .row_bytes = own,
+                                  .stride = own,
+                                  .peer = all->member[i]};
+    for (int32_t i = 0; i < receives; i++) {
+        const kn_share rows = kn_share_of(shares->height, from->size, i);
+        receive[i] = (kn_comm_block){.data = (char *)shares->whole + (size_t)rows.first * shares->line,
+                                     .rows = shares->parts,
+                                     .row_bytes = (size_t)rows.count * shares->line,
+                                     .stride = plane,
+                                     .peer = from->member[i]};
+    }
+    kn_status st =
+        kn_comm_start(all->comm, shares->for_all ? KN_COMM_ALL_GATHER : KN_COMM_GATHER, send, sends, receive, receives);
+    return st == KN_OK ? kn_comm_finish(all->comm) : st;
 }
 
 /* Fills the border rows that neighbours have. The outer borders of the picture stay zero. */

@@ -81,8 +81,13 @@ double kn_vae_decode_flop(const kn_vae *vae, int64_t latent_frames, int32_t h, i
 
 typedef struct kn_vae_encoder kn_vae_encoder;
 
-/* For frames of height x width pixels (multiples of the spatial factor). */
-kn_status kn_vae_encoder_create(kn_vae_encoder **out, kn_vae *vae, kn_stream *stream, int32_t height, int32_t width);
+/* For frames of height x width pixels (multiples of the spatial factor).
+ *
+ * With a group of several ranks (NULL: alone) every member pushes the same frames to an encoder of its own and has a
+ * share of the latent's rows and of the pixels they stand for, exchanged as in decoding; whole latents come on every
+ * member, since all of them hold a generation's state. Members beyond the latent's rows compute nothing. */
+kn_status kn_vae_encoder_create(kn_vae_encoder **out, kn_vae *vae, kn_stream *stream, int32_t height, int32_t width,
+                                const kn_group *group);
 void kn_vae_encoder_destroy(kn_vae_encoder **encoder);
 
 /* Pushes the next video frame, planar in -1..1 in device memory. A latent comes out for the first frame and then for

@@ -424,7 +424,7 @@ static void vae_cases(const fixture *f, kn_vae *vae, bool decode)
             ok(kn_vae_decoder_create(&decoder, vae, f->stream, (int32_t)input.shape[2], (int32_t)input.shape[3],
                                      KN_PICTURE_PLANES, NULL));
         else
-            ok(kn_vae_encoder_create(&encoder, vae, f->stream, (int32_t)input.shape[2], (int32_t)input.shape[3]));
+            ok(kn_vae_encoder_create(&encoder, vae, f->stream, (int32_t)input.shape[2], (int32_t)input.shape[3], NULL));
         for (int64_t t = 0; t < in_frames; t++) {
             const float *planes = given + t * in_plane;
             if (decode)

@@ -62,12 +62,14 @@ static kn_status run_split(rank_context *ctx)
     return KN_OK;
 }
 
+static const int32_t degrees[] = {1, 2, 3, 4, 8};
+enum { DEGREES = sizeof degrees / sizeof *degrees };
+
 static void expect_same_on_all(const char *fixture, kn_precision precision)
 {
-    static const int32_t degrees[] = {1, 2, 3, 4, 8};
     work w = {.fixture = fixture, .precision = precision};
     make_expected(&w);
-    for (size_t i = 0; i < sizeof degrees / sizeof *degrees; i++) ranks_run(degrees[i], run_split, &w);
+    for (size_t i = 0; i < DEGREES; i++) ranks_run(degrees[i], run_split, &w);
     free_expected(&w);
 }
 
@@ -89,6 +91,156 @@ static void bfloat16_is_the_same_on_any_number(void **state)
 {
     (void)state;
     for (int i = 0; i < FIXTURES; i++) expect_same_on_all(fixture_names[i], KN_PRECISION_BFLOAT16);
+}
+
+/* ---- encoding ---- */
+
+enum { ENCODINGS_MAX = 4, NOISE_FRAMES = 9, NOISE_HEIGHT = 40, NOISE_WIDTH = 32 };
+
+/* The clips of a fixture, or a clip of noise for the demo model, and what one process makes of them. */
+typedef struct encoding {
+    const char *fixture;
+    kn_precision precision;
+    kn_tensor clip[ENCODINGS_MAX]; /* [3, frames, height, width] */
+    float *alone[ENCODINGS_MAX];   /* [latents, z_dim, h, w] */
+    int64_t values[ENCODINGS_MAX];
+    int32_t clips;
+} encoding;
+
+typedef struct latents {
+    float *data;
+    int64_t each, seen; /* values of a latent; latents so far */
+} latents;
+
+static kn_status keep_latent(void *context, int64_t index, const float *latent)
+{
+    latents *l = context;
+    KN_REQUIRE(index == l->seen);
+    memcpy(l->data + l->seen++ * l->each, latent, (size_t)l->each * sizeof *latent);
+    return KN_OK;
+}
+
+/* A model's autoencoder, both halves. */
+typedef struct coder {
+    kn_repository *repository;
+    kn_weights *weights;
+    kn_stream *stream;
+    kn_vae *vae;
+} coder;
+
+static kn_status coder_open(coder *c, const encoding *e, kn_device *device)
+{
+    kn_status st = KN_OK;
+    char path[1024];
+    if (strcmp(e->fixture, DEMO) == 0)
+        snprintf(path, sizeof path, "%s/models/demo", KN_SOURCE_DIR);
+    else
+        snprintf(path, sizeof path, "%s/tests/golden/%s/model", KN_SOURCE_DIR, e->fixture);
+    const kn_dtype type = e->precision == KN_PRECISION_FLOAT32 ? KN_F32 : KN_BF16;
+    KN_TRY(kn_repository_open(&c->repository, path));
+    KN_TRY(kn_weights_open(&c->weights, c->repository->component_directory[KN_VAE], kn_component_stem(KN_VAE)));
+    KN_TRY(kn_stream_create(&c->stream, device));
+    KN_TRY(kn_vae_create(&c->vae, &c->repository->vae, c->weights, c->stream, type, KN_VAE_DECODER | KN_VAE_ENCODER));
+    KN_TRY(kn_vae_prepare(c->vae, c->stream));
+fail:
+    return st;
+}
+
+static void coder_close(coder *c)
+{
+    kn_vae_destroy(&c->vae);
+    kn_stream_destroy(&c->stream);
+    kn_weights_close(&c->weights);
+    kn_repository_close(&c->repository);
+}
+
+/* [latents, z_dim, h, w]; free it. */
+static kn_status encode(const coder *c, const kn_tensor *clip, const kn_group *group, float **out, int64_t *values)
+{
+    kn_status st = KN_OK;
+    kn_vae_encoder *encoder = NULL;
+    const int64_t frames = clip->shape[1], plane = clip->shape[2] * clip->shape[3];
+    const int32_t factor = kn_vae_spatial_factor(&c->repository->vae);
+    const int64_t count = (frames - 1) / kn_vae_temporal_factor(&c->repository->vae) + 1;
+    latents l = {.each = c->repository->vae.z_dim * plane / (factor * factor)};
+    *values = count * l.each;
+    *out = l.data = calloc((size_t)*values, sizeof *l.data);
+    KN_TRY(kn_vae_encoder_create(&encoder, c->vae, c->stream, (int32_t)clip->shape[2], (int32_t)clip->shape[3], group));
+    for (int64_t t = 0; t < frames; t++)
+        KN_TRY(kn_vae_encode(encoder, (const float *)clip->data + t * plane, frames * plane, keep_latent, &l));
+    KN_REQUIRE(l.seen == count);
+fail:
+    kn_vae_encoder_destroy(&encoder);
+    return st;
+}
+
+/* Every rank is given the same latents, as one process alone makes them. */
+static kn_status run_encoding(rank_context *ctx)
+{
+    const encoding *e = ctx->user;
+    const kn_group all = kn_group_of(ctx->comm, UINT32_MAX);
+    coder c = {0};
+    RANK_OK(coder_open(&c, e, ctx->device));
+    kn_comm_bind(ctx->comm, c.stream);
+    for (int32_t i = 0; i < e->clips; i++) {
+        float *got;
+        int64_t values;
+        RANK_OK(encode(&c, &e->clip[i], &all, &got, &values));
+        RANK_CHECK(values == e->values[i]);
+        RANK_CHECK(memcmp(got, e->alone[i], (size_t)values * sizeof *got) == 0);
+        free(got);
+    }
+    const kn_comm_stats stats = kn_comm_read_stats(ctx->comm);
+    RANK_CHECK(all.size > 1 ? stats.sent[KN_COMM_ALL_GATHER] > 0 || ctx->rank > 1 : stats.calls[KN_COMM_HALO] == 0);
+    coder_close(&c);
+    return KN_OK;
+}
+
+/* Every "encode...frames" of a fixture. */
+static void find_clips(encoding *e, const kn_weights *expected)
+{
+    for (size_t i = 0; i < kn_weights_count(expected); i++) {
+        const char *name = kn_weights_entry_at(expected, i).name, *suffix = strrchr(name, '.');
+        if (strncmp(name, "encode.", 7) != 0 || strcmp(suffix, ".frames") != 0) continue;
+        assert_true(e->clips < ENCODINGS_MAX);
+        ok(kn_weights_find(expected, name, &e->clip[e->clips++]));
+    }
+    assert_true(e->clips > 0);
+}
+
+static void expect_same_encoding(encoding *e)
+{
+    kn_device *device;
+    coder c = {0};
+    ok(kn_device_open(&device, &(kn_device_params){.name = "cpu", .threads = 1}));
+    ok(coder_open(&c, e, device));
+    for (int32_t i = 0; i < e->clips; i++) ok(encode(&c, &e->clip[i], NULL, &e->alone[i], &e->values[i]));
+    coder_close(&c);
+    kn_device_close(&device); /* no threads: the ranks are forked from this process */
+    for (size_t i = 0; i < DEGREES; i++) ranks_run(degrees[i], run_encoding, e);
+    for (int32_t i = 0; i < e->clips; i++) free(e->alone[i]);
+}
+
+/* The judge is one process alone, which tests/engine/networks.c holds to diffusers with the same clips. */
+static void encoding_is_the_same_on_any_number(void **state)
+{
+    (void)state;
+    static const kn_precision precisions[] = {KN_PRECISION_FLOAT32, KN_PRECISION_BFLOAT16};
+    static float noise[3 * NOISE_FRAMES * NOISE_HEIGHT * NOISE_WIDTH];
+    const kn_tensor clip = {
+        .data = noise, .dtype = KN_F32, .rank = 4, .shape = {3, NOISE_FRAMES, NOISE_HEIGHT, NOISE_WIDTH}};
+    kn_noise_normal(noise, kn_tensor_count(&clip), 1);
+    for (int p = 0; p < 2; p++) {
+        for (int i = 0; i < FIXTURES; i++) {
+            encoding e = {.fixture = fixture_names[i], .precision = precisions[p]};
+            kn_weights *expected = golden_expected(e.fixture);
+            find_clips(&e, expected);
+            expect_same_encoding(&e);
+            kn_weights_close(&expected);
+        }
+        encoding e = {.fixture = DEMO, .precision = precisions[p], .clip = {clip}, .clips = 1};
+        expect_same_encoding(&e);
+    }
 }
 
 /* ---- degrees that change ---- */
@@ -235,6 +387,7 @@ int main(void)
         cmocka_unit_test(float32_is_the_same_on_any_number),
         cmocka_unit_test(bfloat16_is_the_same_on_any_number),
         cmocka_unit_test(the_demo_model_is_the_same_on_any_number),
+        cmocka_unit_test(encoding_is_the_same_on_any_number),
         cmocka_unit_test(degrees_may_change_at_every_slice),
         cmocka_unit_test(the_others_go_on_when_one_dies),
     };
