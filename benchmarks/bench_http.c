@@ -52,6 +52,7 @@ typedef struct bench_client {
 
 typedef struct http_bench {
     struct event_base *base;
+    kn_turns *turns;
     kn_http_server *server;
     struct event *stop;
     int stop_pipe[2];
@@ -104,7 +105,9 @@ static kn_status start(http_bench *u)
     u->latencies = kn_alloc_array(LATENCIES, sizeof *u->latencies);
     u->base = event_base_new();
     if (!u->latencies || !u->base) KN_TRY(kn_fail(KN_NOMEM, "out of memory for the HTTP benchmark"));
+    KN_TRY(kn_turns_create(&u->turns, u->base));
     with_base.base = u->base;
+    with_base.turns = u->turns;
     KN_TRY(kn_http_server_create(&u->server, &with_base));
     u->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (u->epoll < 0 || pipe(u->stop_pipe) != 0) KN_TRY(kn_fail(KN_IO, "no descriptors: %s", strerror(errno)));
@@ -128,6 +131,7 @@ static void stop(http_bench *u)
     if (u->stop) event_free(u->stop);
     if (u->base) {
         event_base_loop(u->base, EVLOOP_NONBLOCK);
+        kn_turns_destroy(&u->turns);
         event_base_free(u->base);
     }
     kn_free(u->latencies);

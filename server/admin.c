@@ -452,6 +452,7 @@ kn_status kn_admin_start(kn_server *s)
     if (getrandom(random, sizeof random, 0) != sizeof random) return kn_fail(KN_IO, "no random numbers");
     for (size_t i = 0; i < sizeof random; i++) snprintf(s->admin_token + 2 * i, 3, "%02x", random[i]);
     KN_TRY(kn_http_server_create(&s->admin, &(kn_http_params){.base = s->base,
+                                                              .turns = s->turns,
                                                               .listen = &listen,
                                                               .listen_count = 1,
                                                               .limits = {.connections = 64},

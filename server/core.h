@@ -28,6 +28,7 @@
 #include "server/settings.h"
 #include "server/store.h"
 #include "server/tls.h"
+#include "server/turns.h"
 #include "server/watch.h"
 
 enum { KN_SERVER_TENANTS_MAX = 4096 };
@@ -55,6 +56,7 @@ typedef struct kn_seat {
 
 typedef struct kn_server {
     struct event_base *base;
+    kn_turns *turns;
     kn_server_config *config;
     const char *config_path; /* NULL: flags only */
     char *data;              /* absolute */

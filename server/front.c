@@ -111,6 +111,7 @@ kn_status kn_front_start(kn_server *s)
                                                             .http2 = true}));
     KN_TRY(kn_grpc_server_create(&s->grpc,
                                  &(kn_grpc_params){.base = s->base,
+                                                   .turns = s->turns,
                                                    .services = services,
                                                    .service_count = service_count(),
                                                    .limits = {.streams = (int32_t)c->grpc_streams_max,
@@ -122,6 +123,7 @@ kn_status kn_front_start(kn_server *s)
                                                    .context = s}));
     KN_TRY(
         kn_http_server_create(&s->grpc_http, &(kn_http_params){.base = s->base,
+                                                               .turns = s->turns,
                                                                .listen = (const char *const *)c->grpc.items,
                                                                .listen_count = c->grpc.count,
                                                                .tls = s->grpc_tls,

@@ -118,10 +118,14 @@ static void tell_closed(kn_grpc_call *call, kn_grpc_code code)
 void kn_grpc_on_closed(kn_h2_stream *stream, uint32_t error, void *context)
 {
     kn_grpc_call *call = kn_h2_stream_user(stream);
-    (void)context, (void)error;
-    if (!call) return;
+    kn_standing *standing = &((kn_grpc_connection *)context)->standing;
+    if (!call) {
+        if (error == KN_H2_NO_ERROR) kn_standing_finish(standing, KN_STANDING_PROBE_NS);
+        return;
+    }
     tell_closed(call,
                 call->connection->server->draining && call->connection->dead ? KN_GRPC_UNAVAILABLE : KN_GRPC_CANCELLED);
+    if (error == KN_H2_NO_ERROR && call->code == KN_GRPC_OK) kn_standing_finish(standing, KN_STANDING_CALL_NS);
     free_call(call);
 }
 
@@ -282,9 +286,11 @@ static void hold(kn_grpc_call *call, const uint8_t *bytes, size_t count)
 void kn_grpc_on_data(kn_h2_stream *stream, const uint8_t *bytes, size_t count, void *context)
 {
     kn_grpc_call *call = kn_h2_stream_user(stream);
+    kn_grpc_connection *c = context;
     size_t used = count;
-    ((kn_grpc_connection *)context)->data_bytes += count;
+    c->data_bytes += count;
     if (call && !call->over && call->method) {
+        kn_standing_earn(&c->standing, (int64_t)count * KN_STANDING_BYTE_NS);
         used = call->held_bytes > 0 ? 0 : feed(call, bytes, count);
         if (used < count) hold(call, bytes + used, count - used);
     }

@@ -116,6 +116,7 @@ typedef struct kn_grpc_limits {
 
 typedef struct kn_grpc_params {
     struct event_base *base;                /* borrowed */
+    kn_turns *turns;                        /* borrowed; the HTTP server's */
     const kn_grpc_service *const *services; /* borrowed, as everything they point to */
     size_t service_count;
     kn_grpc_limits limits;

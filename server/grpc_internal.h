@@ -13,6 +13,7 @@
 #include "server/grpc.h"
 #include "server/grpc_frame.h"
 #include "server/h2.h"
+#include "server/turns.h"
 
 typedef struct kn_grpc_connection kn_grpc_connection;
 
@@ -63,6 +64,8 @@ struct kn_grpc_connection {
     LIST_ENTRY(kn_grpc_connection) all;
     TAILQ_ENTRY(kn_grpc_connection) ready;
     kn_http_taken *taken;
+    kn_turn turn; /* while it waits nothing is read */
+    kn_standing standing;
     struct bufferevent *stream;
     kn_h2 *h2;
     LIST_HEAD(, kn_grpc_call) calls;
@@ -75,6 +78,7 @@ struct kn_grpc_connection {
     evutil_socket_t fd;
     bool tls, is_ready, reading;
     bool closing; /* nothing more is read; what is in the output goes out, then the socket closes */
+    bool gone;    /* the client is; what is left of it ends in its turns */
     bool dead;
     int64_t opened_ns, busy_ns; /* since when; had calls last */
     int64_t age_ns;             /* 0: unlimited */
@@ -97,6 +101,7 @@ struct kn_grpc_server {
     kn_grpc_limits limits;
     kn_grpc_entry *entries; /* by path */
     size_t entry_count;
+    kn_turns *turns;
     struct event *tick, *wake;
     struct evbuffer *scratch;
     LIST_HEAD(, kn_grpc_connection) connections;

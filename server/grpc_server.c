@@ -4,8 +4,8 @@
  * to the socket, in a scratch buffer where the system takes them at once; what it does not take waits in the
  * connection's output, and then nothing more is produced until that has drained.
  *
- * A connection is freed in three places only: after its own read, by the clock and by the wake-up; never below a
- * function that a service called. */
+ * A connection is freed in four places only: after its own read or write, in its turn, by the clock and by the wake-up;
+ * never below a function that a service called. */
 #define _DEFAULT_SOURCE
 #include <event2/bufferevent_ssl.h>
 #include <stdlib.h>
@@ -24,6 +24,9 @@ enum {
     UPLOAD_BYTES = 64 << 10,  /* the same where most of it is messages, which cost little to take */
     OUTPUT_BYTES = 128 << 10, /* of a connection, waiting for the system */
     SLICE_BYTES = 4 << 10,    /* read before what came of it is sent */
+    PIECE_BYTES = 1 << 10,    /* the same of a connection that waited for its turn: no more until the next one */
+    SHED_STREAMS = 32,        /* the same of what a client that is gone has left behind */
+    DISCARD_BYTES = 64 << 10, /* what still comes behind the end of a connection, at a time */
     TURN_BYTES = 2 << 20,     /* sent of one connection before the others have their turn */
 };
 
@@ -38,6 +41,7 @@ static void free_connection(kn_grpc_connection *c)
     c->dead = true;
     kn_h2_destroy(&c->h2);
     if (c->is_ready) TAILQ_REMOVE(&s->ready, c, ready);
+    kn_turns_leave(s->turns, &c->turn);
     LIST_REMOVE(c, all);
     if (c->caller && --c->caller->references == 0) kn_free(c->caller);
     bufferevent_free(c->stream);
@@ -48,7 +52,7 @@ static void free_connection(kn_grpc_connection *c)
 
 void kn_grpc_schedule(kn_grpc_connection *c)
 {
-    if (c->is_ready || c->dead || c->reading) return;
+    if (c->is_ready || c->dead || c->gone || c->reading) return;
     c->is_ready = true;
     TAILQ_INSERT_TAIL(&c->server->ready, c, ready);
     event_active(c->server->wake, EV_TIMEOUT, 0);
@@ -61,6 +65,7 @@ static void begin_closing(kn_grpc_connection *c)
     c->closing = true;
     c->closing_ns = c->server->now_ns;
     if (!kn_h2_abused(c->h2)) return;
+    c->standing = (kn_standing){0};
     c->server->stats.abused++;
     kn_log(KN_LOG_INFO, "grpc: a connection from %s was ended: %s", kn_http_taken_remote(c->taken),
            kn_h2_failure(c->h2));
@@ -94,52 +99,102 @@ static void flush(kn_grpc_connection *c)
         }
         if (made == 0 || c->dead) break;
     }
+    kn_standing_earn(&c->standing, (int64_t)turn * KN_STANDING_BYTE_NS);
     if (turn >= TURN_BYTES) kn_grpc_schedule(c);
     c->stuck = kn_h2_streams(c->h2) - c->served;
     if (kn_h2_finished(c->h2)) begin_closing(c);
     if (c->closing && evbuffer_get_length(output) == 0 && !c->tls) shutdown(c->fd, SHUT_WR);
 }
 
+static void wait_for_turn(kn_grpc_connection *c)
+{
+    kn_turns_wait(c->server->turns, &c->turn);
+    bufferevent_disable(c->stream, EV_READ);
+}
+
+/* Nobody reads it any more; TCP drops it without a copy. */
+static void discard(kn_grpc_connection *c, struct evbuffer *input)
+{
+    evbuffer_drain(input, evbuffer_get_length(input));
+    if (!c->tls) recv(c->fd, NULL, DISCARD_BYTES, MSG_TRUNC | MSG_DONTWAIT); /* what fails there the stream will see */
+}
+
+/* A slice of what has come, and what came of it. False: the connection ends. */
+static bool receive_slice(kn_grpc_connection *c, struct evbuffer *input)
+{
+    kn_grpc_server *s = c->server;
+    const size_t most = kn_standing_good(&c->standing) ? SLICE_BYTES : PIECE_BYTES;
+    const size_t there = evbuffer_get_contiguous_space(input), count = there < most ? there : most;
+    const int64_t began_ns = s->now_ns;
+    c->reading = true;
+    const kn_status st = kn_h2_receive(c->h2, evbuffer_pullup(input, (ev_ssize_t)count), count, began_ns);
+    evbuffer_drain(input, count);
+    c->reading = false;
+    flush(c);
+    s->now_ns = kn_clock_ns();
+    kn_standing_spend(&c->standing, s->now_ns - began_ns);
+    return st == KN_OK && !c->dead && !c->closing;
+}
+
 static void receive(kn_grpc_connection *c)
 {
     struct evbuffer *input = bufferevent_get_input(c->stream);
     const size_t waiting = evbuffer_get_length(input), data_before = c->data_bytes;
-    size_t count;
     if (c->closing) {
-        evbuffer_drain(input, evbuffer_get_length(input));
+        discard(c, input);
         return;
     }
-    while ((count = evbuffer_get_contiguous_space(input)) > 0) {
-        if (count > SLICE_BYTES) count = SLICE_BYTES;
-        c->reading = true;
-        const kn_status st = kn_h2_receive(c->h2, evbuffer_pullup(input, (ev_ssize_t)count), count, c->server->now_ns);
-        evbuffer_drain(input, count);
-        c->reading = false;
-        flush(c);
-        if (st != KN_OK || c->dead || c->closing) return;
-    }
+    do {
+        if (evbuffer_get_length(input) > 0 && !receive_slice(c, input)) return;
+    } while (evbuffer_get_length(input) > 0 && kn_standing_good(&c->standing));
+    if (evbuffer_get_length(input) > 0) wait_for_turn(c);
     const bool uploads = c->data_bytes - data_before > waiting / 2;
     if (uploads == c->uploads) return;
     c->uploads = uploads;
     bufferevent_set_max_single_read(c->stream, uploads ? UPLOAD_BYTES : READ_BYTES);
 }
 
+static void on_turn(void *context)
+{
+    kn_grpc_connection *c = context;
+    const bool unread = evbuffer_get_length(bufferevent_get_input(c->stream)) > 0 && !c->closing;
+    c->server->now_ns = kn_clock_ns();
+    if (!c->gone || unread)
+        receive(c);
+    else
+        c->dead = !kn_h2_shed(c->h2, SHED_STREAMS);
+    if (c->dead)
+        free_connection(c);
+    else if (c->gone)
+        wait_for_turn(c);
+    else if (!c->turn.waits)
+        bufferevent_enable(c->stream, EV_READ);
+}
+
 static void on_read(struct bufferevent *stream, void *context)
 {
     kn_grpc_connection *c = context;
+    kn_grpc_server *s = c->server;
     (void)stream;
-    c->server->now_ns = kn_clock_ns();
+    if (c->turn.waits || !kn_standing_good(&c->standing)) {
+        wait_for_turn(c);
+        return;
+    }
+    s->now_ns = kn_clock_ns();
     receive(c);
     if (c->dead) free_connection(c);
+    kn_turns_passed(s->turns, s->now_ns);
 }
 
 static void on_write(struct bufferevent *stream, void *context)
 {
     kn_grpc_connection *c = context;
+    kn_grpc_server *s = c->server;
     (void)stream;
-    c->moved_ns = c->server->now_ns = kn_clock_ns();
+    c->moved_ns = s->now_ns = kn_clock_ns();
     flush(c);
     if (c->dead) free_connection(c);
+    kn_turns_passed(s->turns, s->now_ns);
 }
 
 static void on_event(struct bufferevent *stream, short what, void *context)
@@ -147,8 +202,8 @@ static void on_event(struct bufferevent *stream, short what, void *context)
     (void)stream;
     if (what & (BEV_EVENT_EOF | BEV_EVENT_ERROR)) {
         kn_grpc_connection *c = context;
-        c->server->now_ns = kn_clock_ns();
-        free_connection(c);
+        c->gone = true;
+        wait_for_turn(c);
     }
 }
 
@@ -181,6 +236,7 @@ bool kn_grpc_server_take(kn_grpc_server *s, kn_http_taken *taken, struct buffere
         return false;
     }
     c->taken = taken;
+    c->turn = (kn_turn){.run = on_turn, .context = c};
     c->stream = stream;
     c->fd = bufferevent_getfd(stream);
     c->tls = bufferevent_openssl_get_ssl(stream) != NULL;
@@ -194,9 +250,9 @@ bool kn_grpc_server_take(kn_grpc_server *s, kn_http_taken *taken, struct buffere
     bufferevent_setwatermark(stream, EV_READ, 0, UPLOAD_BYTES);
     bufferevent_setwatermark(stream, EV_WRITE, OUTPUT_BYTES / 2, 0);
     bufferevent_setcb(stream, on_read, on_write, on_event, c);
-    bufferevent_enable(stream, EV_READ | EV_WRITE);
+    bufferevent_enable(stream, EV_WRITE);
     if (s->draining) kn_h2_goaway(c->h2, KN_H2_NO_ERROR, "draining");
-    bufferevent_trigger(stream, EV_READ, BEV_TRIG_IGNORE_WATERMARKS | BEV_TRIG_DEFER_CALLBACKS);
+    wait_for_turn(c);
     return true;
 }
 
@@ -290,6 +346,7 @@ static void on_wake(evutil_socket_t fd, short what, void *context)
         flush(c);
         if (c->dead) free_connection(c);
     }
+    kn_turns_passed(s->turns, s->now_ns);
 }
 
 /* ---- methods ---- */
@@ -361,10 +418,11 @@ kn_status kn_grpc_server_create(kn_grpc_server **out, const kn_grpc_params *para
 {
     kn_status st = KN_OK;
     const struct timeval tick = {.tv_usec = TICK_MICROSECONDS};
-    KN_REQUIRE(params->base && params->service_count <= KN_GRPC_SERVICES_MAX);
+    KN_REQUIRE(params->base && params->turns && params->service_count <= KN_GRPC_SERVICES_MAX);
     kn_grpc_server *s = kn_alloc(sizeof *s);
     if (!s) return KN_NOMEM;
     s->base = params->base;
+    s->turns = params->turns;
     s->params = *params;
     s->limits = params->limits;
     FILL(streams);

@@ -666,15 +666,20 @@ kn_status kn_h2_create(kn_h2 **out, const kn_h2_params *params)
     return st;
 }
 
+bool kn_h2_shed(kn_h2 *h, int32_t count)
+{
+    for (kn_h2_stream *s; count > 0 && (s = LIST_FIRST(&h->all)) != NULL; count--) {
+        nghttp2_session_set_stream_user_data(h->session, s->id, NULL);
+        close_stream(s, KN_H2_CANCEL);
+    }
+    return !LIST_EMPTY(&h->all);
+}
+
 void kn_h2_destroy(kn_h2 **h2)
 {
     if (!h2 || !*h2) return;
     kn_h2 *h = *h2;
-    kn_h2_stream *s;
-    while ((s = LIST_FIRST(&h->all)) != NULL) {
-        nghttp2_session_set_stream_user_data(h->session, s->id, NULL);
-        close_stream(s, KN_H2_CANCEL);
-    }
+    kn_h2_shed(h, INT32_MAX);
     nghttp2_session_del(h->session);
     kn_free(h->text);
     kn_free(h);

@@ -93,6 +93,9 @@ typedef struct kn_h2_params {
 kn_status kn_h2_create(kn_h2 **out, const kn_h2_params *params);
 /* Streams that are left see closed(). */
 void kn_h2_destroy(kn_h2 **h2);
+/* The client is gone: closes `count` streams of those that are left, so that a thousand need not end at once. False:
+ * none is left. */
+bool kn_h2_shed(kn_h2 *h2, int32_t count);
 
 /* KN_OK; KN_CORRUPT: the client broke the protocol or a limit, KN_NOMEM: produce what is left, then close. */
 kn_status kn_h2_receive(kn_h2 *h2, const void *bytes, size_t count, int64_t now_ns);

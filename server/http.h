@@ -35,6 +35,7 @@
 #include "base/status.h"
 #include "server/http_parse.h"
 #include "server/tls.h"
+#include "server/turns.h"
 
 struct bufferevent;
 struct event_base;
@@ -106,6 +107,7 @@ typedef struct kn_http_callbacks {
 
 typedef struct kn_http_params {
     struct event_base *base;   /* borrowed */
+    kn_turns *turns;           /* borrowed; of this base */
     const char *const *listen; /* "127.0.0.1:8000", "[::1]:0"; numeric only, port 0 takes a free one */
     size_t listen_count;       /* 1..KN_HTTP_LISTEN_MAX */
     kn_tls *tls;               /* borrowed; NULL: plain text */

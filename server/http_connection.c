@@ -17,7 +17,10 @@
 
 static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 3.4 */
 
-enum { PREFACE_BYTES = sizeof preface - 1 };
+enum {
+    PREFACE_BYTES = sizeof preface - 1,
+    REQUESTS_A_TURN = 16, /* of those sent without waiting for replies; the next have to wait for a turn */
+};
 
 void kn_http_connection_set(kn_http_connection *connection, kn_http_state state)
 {
@@ -84,9 +87,15 @@ void kn_http_connection_send(kn_http_connection *connection, const struct iovec 
 
 /* ---- reading ---- */
 
+static bool give_away(kn_http_connection *connection);
+
 static bool begin_exchange(kn_http_connection *connection)
 {
     const struct evbuffer *input = bufferevent_get_input(connection->stream);
+    if (connection->requests == 0 && connection->ssl && kn_tls_agreed_http2(connection->ssl)) {
+        connection->dead = !give_away(connection);
+        return false;
+    }
     if (evbuffer_get_length(input) == 0) {
         connection->dead = connection->eof || connection->server->draining;
         return false;
@@ -209,6 +218,7 @@ static bool take_body(kn_http_connection *connection, const char *bytes, size_t 
     }
     exchange->body_received += count;
     connection->body_credit += (double)count;
+    kn_standing_earn(&connection->standing, (int64_t)count * KN_STANDING_BYTE_NS);
     if (exchange->body_streamed && server->callbacks.body)
         server->callbacks.body(exchange, bytes, count, server->context);
     return true;
@@ -280,6 +290,7 @@ static bool finish_sending(kn_http_connection *connection)
 {
     kn_http_file_refill(connection->exchange);
     if (connection->broken || kn_http_connection_queued(connection) > 0) return connection->broken;
+    if (connection->exchange->status < 400) kn_standing_finish(&connection->standing, KN_STANDING_CALL_NS);
     kn_http_exchange_finish(connection, true);
     if (connection->close_after)
         begin_lingering(connection);
@@ -296,6 +307,72 @@ static bool linger(kn_http_connection *connection)
     return false;
 }
 
+/* ---- the beginning ---- */
+
+static void on_read(struct bufferevent *stream, void *context);
+static void on_written(struct bufferevent *stream, void *context);
+static void on_event(struct bufferevent *stream, short what, void *context);
+
+/* From here on the bytes go through libevent's buffers. */
+static kn_status open_stream(kn_http_connection *connection)
+{
+    struct event_base *base = connection->server->base;
+    /* Deferred: reading through OpenSSL may call back from inside evbuffer_drain and bufferevent_enable. */
+    connection->stream =
+        connection->ssl ? bufferevent_openssl_socket_new(base, connection->fd, connection->ssl, BUFFEREVENT_SSL_OPEN,
+                                                         BEV_OPT_CLOSE_ON_FREE | BEV_OPT_DEFER_CALLBACKS)
+                        : bufferevent_socket_new(base, connection->fd, BEV_OPT_CLOSE_ON_FREE);
+    if (!connection->stream) {
+        connection->ssl = NULL; /* libevent has freed it */
+        return KN_NOMEM;
+    }
+    /* A connection cut without TLS's goodbye is an end like any other: the framing tells what is complete. */
+    if (connection->ssl) bufferevent_openssl_set_allow_dirty_shutdown(connection->stream, 1);
+    bufferevent_setcb(connection->stream, on_read, on_written, on_event, connection);
+    bufferevent_enable(connection->stream, EV_READ);
+    return KN_OK;
+}
+
+static void on_handshake(evutil_socket_t fd, short what, void *context)
+{
+    kn_http_connection *connection = context;
+    (void)fd, (void)what;
+    kn_turns_wait(connection->server->turns, &connection->turn);
+}
+
+/* Not libevent's: signing costs more than anything else that a stranger can ask for, so it has to wait for its turn. */
+static kn_status begin_handshake(kn_http_connection *connection)
+{
+    const kn_http_server *server = connection->server;
+    const kn_status st = kn_tls_session(server->tls, &connection->ssl);
+    if (st != KN_OK) return st;
+    connection->handshake = event_new(server->base, connection->fd, EV_READ, on_handshake, connection);
+    if (!connection->handshake || SSL_set_fd(connection->ssl, connection->fd) != 1 ||
+        event_add(connection->handshake, NULL) != 0)
+        return KN_NOMEM;
+    return KN_OK;
+}
+
+/* True: TLS is agreed on, or will not be. */
+static bool shake_hands(kn_http_connection *connection)
+{
+    const int done = SSL_accept(connection->ssl), error = SSL_get_error(connection->ssl, done);
+    const bool wants = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;
+    ERR_clear_error();
+    event_del(connection->handshake);
+    if (wants &&
+        event_assign(connection->handshake, connection->server->base, connection->fd,
+                     error == SSL_ERROR_WANT_READ ? EV_READ : EV_WRITE, on_handshake, connection) == 0 &&
+        event_add(connection->handshake, NULL) == 0)
+        return false;
+    event_free(connection->handshake);
+    connection->handshake = NULL;
+    kn_http_connection_set(connection, KN_HTTP_IDLE);
+    if (done != 1) connection->server->stats.handshakes_failed++;
+    connection->broken = done != 1 || open_stream(connection) != KN_OK;
+    return true;
+}
+
 /* ---- the machine ---- */
 
 /* True: something changed, look again. */
@@ -306,6 +383,7 @@ static bool step(kn_http_connection *connection)
         return false;
     }
     switch (connection->state) {
+    case KN_HTTP_HANDSHAKING: return shake_hands(connection);
     case KN_HTTP_IDLE: return begin_exchange(connection);
     case KN_HTTP_READING_HEAD: return read_head(connection);
     case KN_HTTP_READING_BODY: return read_body(connection);
@@ -315,7 +393,6 @@ static bool step(kn_http_connection *connection)
         return false;
     case KN_HTTP_SENDING: return finish_sending(connection);
     case KN_HTTP_LINGERING: return linger(connection);
-    case KN_HTTP_HANDSHAKING:
     case KN_HTTP_TAKEN: break;
     }
     return false;
@@ -325,8 +402,9 @@ static bool step(kn_http_connection *connection)
  * callback over and over until somebody takes bytes. */
 static void bound_reading(kn_http_connection *connection)
 {
-    if (connection->state == KN_HTTP_TAKEN) return;
-    const bool full = evbuffer_get_length(bufferevent_get_input(connection->stream)) >= KN_HTTP_READ_AHEAD_BYTES;
+    if (connection->state == KN_HTTP_TAKEN || !connection->stream) return;
+    const bool full = connection->turn.waits ||
+                      evbuffer_get_length(bufferevent_get_input(connection->stream)) >= KN_HTTP_READ_AHEAD_BYTES;
     if (full == connection->full) return;
     connection->full = full;
     if (full)
@@ -335,38 +413,67 @@ static void bound_reading(kn_http_connection *connection)
         bufferevent_enable(connection->stream, EV_READ);
 }
 
+/* It may send, but not be read. */
+static bool must_wait(const kn_http_connection *connection)
+{
+    return connection->turn.waits && connection->state <= KN_HTTP_READING_BODY && !connection->broken;
+}
+
 void kn_http_connection_run(kn_http_connection *connection)
 {
     if (connection->running) return; /* the frame below goes on when this one returns */
+    const int64_t began_ns = kn_clock_ns();
+    const uint64_t enough = connection->requests + REQUESTS_A_TURN;
     connection->running = true;
-    while (!connection->dead && step(connection)) continue;
+    while (!connection->dead && !must_wait(connection) && step(connection))
+        if (connection->requests == enough) kn_turns_wait(connection->server->turns, &connection->turn);
     if (!connection->dead) bound_reading(connection);
     connection->running = false;
+    kn_standing_spend(&connection->standing, kn_clock_ns() - began_ns);
     if (connection->dead) kn_http_connection_destroy(connection);
 }
 
-static void on_bytes(struct bufferevent *stream, void *context)
+static void on_turn(void *context)
+{
+    kn_http_connection_run(context);
+}
+
+/* Now where its standing is good, else when its turn comes. */
+static void run_in_turn(kn_http_connection *connection)
+{
+    kn_http_server *server = connection->server;
+    if (connection->turn.waits || !kn_standing_good(&connection->standing)) {
+        kn_turns_wait(server->turns, &connection->turn);
+        bound_reading(connection);
+        return;
+    }
+    kn_http_connection_run(connection);
+    kn_turns_passed(server->turns, kn_clock_ns());
+}
+
+static void on_read(struct bufferevent *stream, void *context)
 {
     (void)stream;
-    kn_http_connection_run(context);
+    run_in_turn(context);
+}
+
+static void on_written(struct bufferevent *stream, void *context)
+{
+    kn_http_connection *connection = context;
+    kn_http_server *server = connection->server;
+    (void)stream;
+    kn_http_connection_run(connection);
+    kn_turns_passed(server->turns, kn_clock_ns());
 }
 
 static void on_event(struct bufferevent *stream, short what, void *context)
 {
     kn_http_connection *connection = context;
     (void)stream;
-    if (what & BEV_EVENT_CONNECTED) {
-        kn_http_connection_set(connection, KN_HTTP_IDLE);
-        if (kn_tls_agreed_http2(connection->ssl) && !give_away(connection)) connection->dead = true;
-    }
     if (what & BEV_EVENT_EOF) connection->eof = true;
     if (what & BEV_EVENT_ERROR) connection->broken = true;
-    if (connection->state == KN_HTTP_HANDSHAKING && (connection->eof || connection->broken)) {
-        connection->server->stats.handshakes_failed++;
-        connection->broken = true;
-    }
     ERR_clear_error();
-    kn_http_connection_run(connection);
+    run_in_turn(connection);
 }
 
 /* ---- time ---- */
@@ -430,36 +537,23 @@ void kn_http_connection_check(kn_http_connection *connection, int64_t now_ns)
 
 /* ---- create, destroy ---- */
 
-static struct bufferevent *open_stream(kn_http_server *server, evutil_socket_t fd, SSL **ssl)
-{
-    if (!server->tls || !ssl) return bufferevent_socket_new(server->base, fd, BEV_OPT_CLOSE_ON_FREE);
-    if (kn_tls_session(server->tls, ssl) != KN_OK) return NULL;
-    /* Deferred: reading through OpenSSL may call back from inside evbuffer_drain and bufferevent_enable. */
-    struct bufferevent *stream = bufferevent_openssl_socket_new(server->base, fd, *ssl, BUFFEREVENT_SSL_ACCEPTING,
-                                                                BEV_OPT_CLOSE_ON_FREE | BEV_OPT_DEFER_CALLBACKS);
-    /* A connection cut without TLS's goodbye is an end like any other: the framing tells what is complete. */
-    if (stream) bufferevent_openssl_set_allow_dirty_shutdown(stream, 1);
-    return stream;
-}
-
 kn_http_connection *kn_http_connection_create(kn_http_server *server, evutil_socket_t fd, bool tls)
 {
     kn_http_connection *connection = kn_alloc(sizeof *connection);
-    if (connection) connection->stream = open_stream(server, fd, tls ? &connection->ssl : NULL);
-    if (!connection || !connection->stream) {
+    if (!connection) {
         close(fd);
-        kn_free(connection);
         return NULL;
     }
     connection->server = server;
     connection->fd = fd;
     connection->taken.connection = connection;
-    kn_http_connection_set(connection, connection->ssl ? KN_HTTP_HANDSHAKING : KN_HTTP_IDLE);
+    connection->turn = (kn_turn){.run = on_turn, .context = connection};
+    kn_http_connection_set(connection, tls ? KN_HTTP_HANDSHAKING : KN_HTTP_IDLE);
     LIST_INSERT_HEAD(&server->connections, connection, all);
     server->stats.connections++;
-    bufferevent_setcb(connection->stream, on_bytes, on_bytes, on_event, connection);
-    bufferevent_enable(connection->stream, EV_READ);
-    return connection;
+    if ((tls ? begin_handshake(connection) : open_stream(connection)) == KN_OK) return connection;
+    kn_http_connection_destroy(connection);
+    return NULL;
 }
 
 void kn_http_connection_destroy(kn_http_connection *connection)
@@ -467,9 +561,16 @@ void kn_http_connection_destroy(kn_http_connection *connection)
     kn_http_server *server = connection->server;
     if (connection->exchange) kn_http_connection_end(connection);
     if (connection->is_ready) TAILQ_REMOVE(&server->ready, connection, ready);
+    kn_turns_leave(server->turns, &connection->turn);
     LIST_REMOVE(connection, all);
     kn_http_uncount(connection);
-    if (connection->stream) bufferevent_free(connection->stream);
+    if (connection->handshake) event_free(connection->handshake);
+    if (connection->stream) {
+        bufferevent_free(connection->stream);
+    } else if (connection->state != KN_HTTP_TAKEN) {
+        SSL_free(connection->ssl);
+        close(connection->fd);
+    }
     kn_free(connection);
     server->stats.connections--;
     kn_http_check_drained(server);

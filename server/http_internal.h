@@ -34,6 +34,7 @@
 
 #include "server/http.h"
 #include "server/job.h" /* KN_REQUEST_ID_BYTES */
+#include "server/turns.h"
 
 typedef struct kn_http_connection kn_http_connection;
 
@@ -97,16 +98,19 @@ struct kn_http_connection {
     kn_http_server *server;
     LIST_ENTRY(kn_http_connection) all, bucket;
     TAILQ_ENTRY(kn_http_connection) ready;
-    struct bufferevent *stream;
-    SSL *ssl; /* the stream's; NULL: plain text */
+    struct bufferevent *stream; /* NULL while TLS is being agreed on */
+    SSL *ssl;                   /* NULL: plain text */
+    struct event *handshake;    /* waits for the client's next words; NULL afterwards */
     evutil_socket_t fd;
     kn_http_exchange *exchange; /* NULL between requests */
     kn_http_taken taken;
+    kn_standing standing;
+    kn_turn turn; /* while it waits nothing is read */
     kn_http_state state;
     bool running;     /* inside kn_http_connection_run */
     bool is_ready;    /* on the ready list */
     bool counted;     /* in its address's bucket */
-    bool full;        /* KN_HTTP_READ_AHEAD_BYTES lie in the input; not reading */
+    bool full;        /* KN_HTTP_READ_AHEAD_BYTES lie in the input, or it waits for its turn; not reading */
     bool eof;         /* the client shut its side */
     bool broken;      /* nothing can be read or written any more, or should be */
     bool dead;        /* to be freed */
@@ -123,13 +127,17 @@ struct kn_http_connection {
 };
 
 typedef struct kn_http_listener {
-    struct evconnlistener *listener;
+    kn_http_server *server;
+    struct evconnlistener *listener; /* holds the socket; accepting is done here, one connection a turn */
+    struct event *readable;
+    kn_turn turn;
     uint16_t port;
     bool resting; /* out of file descriptors, until the next tick */
 } kn_http_listener;
 
 struct kn_http_server {
     struct event_base *base;
+    kn_turns *turns;
     kn_tls *tls;
     kn_http_limits limits;
     kn_http_callbacks callbacks;

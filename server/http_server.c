@@ -2,7 +2,7 @@
  *
  * Listening, counting connections, and the clock: one timer walks all connections ten times a second, which costs
  * less than a timer for each and makes every deadline one comparison. */
-#define _DEFAULT_SOURCE
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -191,12 +191,9 @@ static void refuse_connection(kn_http_connection *connection)
     kn_http_connection_schedule(connection);
 }
 
-static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *address, int bytes,
-                      void *context)
+static void take_connection(kn_http_server *server, int fd, const struct sockaddr *address)
 {
-    kn_http_server *server = context;
     const bool full = server->stats.connections >= server->limits.connections;
-    (void)listener, (void)bytes;
     server->stats.accepted++;
     if (full &&
         (server->tls || server->stats.connections >= server->limits.connections + KN_HTTP_REFUSED_CONNECTIONS)) {
@@ -211,14 +208,30 @@ static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struc
     if (full || (!exempt && !count_connection(connection))) refuse_connection(connection);
 }
 
-/* Out of descriptors, most likely: rests until the next tick instead of spinning. */
-static void on_accept_error(struct evconnlistener *listener, void *context)
+/* One connection; the next one waits behind everybody who waits now. */
+static void on_accept_turn(void *context)
 {
-    kn_http_server *server = context;
-    kn_log(KN_LOG_WARNING, "cannot accept a connection: %s", strerror(errno));
-    evconnlistener_disable(listener);
-    for (size_t i = 0; i < server->listener_count; i++)
-        if (server->listeners[i].listener == listener) server->listeners[i].resting = true;
+    kn_http_listener *slot = context;
+    struct sockaddr_storage address;
+    socklen_t bytes = sizeof address;
+    const int fd = accept4(evconnlistener_get_fd(slot->listener), (struct sockaddr *)&address, &bytes,
+                           SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+        take_connection(slot->server, fd, (const struct sockaddr *)&address);
+    } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR && errno != ECONNABORTED) {
+        /* Out of descriptors, most likely: rests until the next tick instead of spinning. */
+        kn_log(KN_LOG_WARNING, "cannot accept a connection: %s", strerror(errno));
+        slot->resting = true;
+        return;
+    }
+    event_add(slot->readable, NULL);
+}
+
+static void on_connecting(evutil_socket_t fd, short what, void *context)
+{
+    kn_http_listener *slot = context;
+    (void)fd, (void)what;
+    kn_turns_wait(slot->server->turns, &slot->turn);
 }
 
 static kn_status listen_on(kn_http_server *server, const char *text)
@@ -230,16 +243,21 @@ static kn_status listen_on(kn_http_server *server, const char *text)
     int bytes;
     kn_http_listener *slot = &server->listeners[server->listener_count];
     KN_TRY(parse_address(text, &address, &bytes));
-    slot->listener = evconnlistener_new_bind(server->base, on_accept, server,
-                                             LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE |
-                                                 (address.ss_family == AF_INET6 ? LEV_OPT_BIND_IPV6ONLY : 0u),
-                                             BACKLOG, (struct sockaddr *)&address, bytes);
+    slot->server = server;
+    slot->turn = (kn_turn){.run = on_accept_turn, .context = slot};
+    slot->listener =
+        evconnlistener_new_bind(server->base, NULL, NULL,
+                                LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE | LEV_OPT_DISABLED |
+                                    (address.ss_family == AF_INET6 ? LEV_OPT_BIND_IPV6ONLY : 0u),
+                                BACKLOG, (struct sockaddr *)&address, bytes);
     if (!slot->listener)
         return kn_fail(KN_UNAVAILABLE, "cannot listen on %.64s: %s", text,
                        evutil_socket_error_to_string(EVUTIL_SOCKET_ERROR()));
     server->listener_count++;
-    evconnlistener_set_error_cb(slot->listener, on_accept_error);
     const evutil_socket_t fd = evconnlistener_get_fd(slot->listener);
+    slot->readable = event_new(server->base, fd, EV_READ, on_connecting, slot);
+    if (!slot->readable || event_add(slot->readable, NULL) != 0)
+        return kn_fail(KN_NOMEM, "no memory to listen on %.64s", text);
     const int on = 1, idle = KEEPALIVE_SECONDS; /* accepted sockets inherit both */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
@@ -258,8 +276,12 @@ uint16_t kn_http_server_port(const kn_http_server *server, size_t index)
 
 void kn_http_server_stop_listening(kn_http_server *server)
 {
-    for (size_t i = 0; i < server->listener_count; i++)
-        if (server->listeners[i].listener) evconnlistener_free(server->listeners[i].listener);
+    for (size_t i = 0; i < server->listener_count; i++) {
+        kn_http_listener *slot = &server->listeners[i];
+        kn_turns_leave(server->turns, &slot->turn);
+        if (slot->readable) event_free(slot->readable);
+        if (slot->listener) evconnlistener_free(slot->listener);
+    }
     memset(server->listeners, 0, sizeof server->listeners);
     server->listener_count = 0;
 }
@@ -280,7 +302,7 @@ static void on_tick(evutil_socket_t fd, short what, void *context)
     for (size_t i = 0; i < server->listener_count; i++) {
         if (!server->listeners[i].resting) continue;
         server->listeners[i].resting = false;
-        evconnlistener_enable(server->listeners[i].listener);
+        event_add(server->listeners[i].readable, NULL);
     }
 }
 
@@ -294,6 +316,7 @@ static void on_wake(evutil_socket_t fd, short what, void *context)
         connection->is_ready = false;
         kn_http_connection_run(connection);
     }
+    kn_turns_passed(server->turns, kn_clock_ns());
     if (!server->draining || server->stats.connections > 0 || !server->drained) return;
     void (*drained)(void *) = server->drained;
     server->drained = NULL;
@@ -376,11 +399,12 @@ kn_status kn_http_server_create(kn_http_server **out, const kn_http_params *para
 {
     kn_status st = KN_OK;
     const struct timeval tick = {.tv_usec = TICK_MICROSECONDS};
-    KN_REQUIRE(params->base && params->callbacks.headers && params->callbacks.request);
+    KN_REQUIRE(params->base && params->turns && params->callbacks.headers && params->callbacks.request);
     KN_REQUIRE(params->listen_count >= 1 && params->listen_count <= KN_HTTP_LISTEN_MAX);
     kn_http_server *server = kn_alloc(sizeof *server);
     if (!server) return KN_NOMEM;
     server->base = params->base;
+    server->turns = params->turns;
     server->tls = params->tls;
     server->limits = params->limits;
     server->callbacks = params->callbacks;

@@ -378,6 +378,7 @@ static kn_status open_http(kn_server *s)
         KN_TRY(kn_tls_create(
             &s->tls, &(kn_tls_params){.certificate = c->tls_cert, .key = c->tls_key, .client_ca = c->tls_client_ca}));
     KN_TRY(kn_http_server_create(&s->http, &(kn_http_params){.base = s->base,
+                                                             .turns = s->turns,
                                                              .listen = (const char *const *)c->listen.items,
                                                              .listen_count = c->listen.count,
                                                              .tls = s->tls,
@@ -386,6 +387,7 @@ static kn_status open_http(kn_server *s)
                                                              .context = s}));
     if (c->metrics_listen)
         KN_TRY(kn_http_server_create(&s->metrics, &(kn_http_params){.base = s->base,
+                                                                    .turns = s->turns,
                                                                     .listen = (const char *const *)&c->metrics_listen,
                                                                     .listen_count = 1,
                                                                     .limits = {.connections = 64},
@@ -549,7 +551,7 @@ static kn_status open_loop(kn_server *s)
     if (config) event_config_free(config);
     if (!s->base || event_base_priority_init(s->base, KN_LOOP_PRIORITIES) != 0)
         return kn_fail(KN_NOMEM, "no event loop");
-    return KN_OK;
+    return kn_turns_create(&s->turns, s->base);
 }
 
 static kn_status start(kn_server *s)
@@ -616,6 +618,7 @@ static void stop(kn_server *s)
     kn_pepper_wipe(&s->pepper);
     kn_meters_destroy(&s->meters);
     if (s->store_wakeup >= 0) close(s->store_wakeup);
+    kn_turns_destroy(&s->turns);
     if (s->base) event_base_free(s->base);
     kn_reserve_close(&s->reserve);
     kn_free(s->data);

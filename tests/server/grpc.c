@@ -10,8 +10,10 @@
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "server/grpc.h"
+#include "server/loop.h"
 #include "tests/server/h2_client.h"
 
 enum { BIG = 300 << 10 };
@@ -21,7 +23,7 @@ enum { BIG = 300 << 10 };
 static struct {
     int closed, messages, ended, sent;
     kn_grpc_code why;
-    char token[64];
+    char token[64], tokens[8]; /* the latest call's; the first letters of all */
     kn_grpc_call *kept;
 } seen;
 
@@ -30,6 +32,8 @@ static void on_echo(kn_grpc_call *call, const void *bytes, size_t count)
     assert_int_equal((uintptr_t)bytes % 64, 0);
     const char *token = kn_grpc_metadata(call, "x-token");
     snprintf(seen.token, sizeof seen.token, "%s", token ? token : "");
+    const size_t calls = strlen(seen.tokens);
+    if (calls + 1 < sizeof seen.tokens) seen.tokens[calls] = seen.token[0];
     kn_grpc_reply(call, bytes, count);
 }
 
@@ -117,6 +121,7 @@ static bool admit(void *context, const kn_grpc_method *method, const char *autho
 
 static struct {
     struct event_base *base;
+    kn_turns *turns;
     kn_http_server *http;
     kn_grpc_server *grpc;
     int finished;
@@ -146,14 +151,18 @@ static int start(void **state)
     (void)state;
     memset(&seen, 0, sizeof seen);
     here.base = event_base_new();
+    assert_int_equal(event_base_priority_init(here.base, KN_LOOP_PRIORITIES), 0);
+    assert_int_equal(kn_turns_create(&here.turns, here.base), KN_OK);
     here.finished = 0;
     assert_int_equal(kn_grpc_server_create(&here.grpc, &(kn_grpc_params){.base = here.base,
+                                                                         .turns = here.turns,
                                                                          .services = services,
                                                                          .service_count = 1,
                                                                          .admit = admit,
                                                                          .finished = on_finished}),
                      KN_OK);
     assert_int_equal(kn_http_server_create(&here.http, &(kn_http_params){.base = here.base,
+                                                                         .turns = here.turns,
                                                                          .listen = listen,
                                                                          .listen_count = 1,
                                                                          .callbacks = {.headers = no_exchange,
@@ -169,6 +178,7 @@ static int stop(void **state)
     kn_grpc_server_destroy(&here.grpc);
     kn_http_server_destroy(&here.http);
     event_base_loop(here.base, EVLOOP_NONBLOCK);
+    kn_turns_destroy(&here.turns);
     event_base_free(here.base);
     return 0;
 }
@@ -363,6 +373,81 @@ static void no_memory_is_survived(void **state)
     }
 }
 
+/* The newcomer asks first; true: the client with a finished call is answered first all the same. */
+static bool is_answered_first(h2_client *old)
+{
+    static const extra known[] = {{"x-token", "known"}, {0}}, fresh[] = {{"x-token", "new"}, {0}};
+    static uint8_t bodies[2][105];
+    h2_client newcomer;
+    ask(old, "/test.Service/Echo", 100, known);
+    connect_client(&newcomer);
+    for (int i = 0; i < 20; i++) turn(&newcomer);
+    memset(seen.tokens, 0, sizeof seen.tokens);
+    const client_call *first =
+        begin_call(&newcomer, "/test.Service/Echo", bodies[0], frame(bodies[0], 100), false, fresh);
+    const client_call *second = begin_call(old, "/test.Service/Echo", bodies[1], frame(bodies[1], 100), false, known);
+    push(&newcomer);
+    push(old);
+    usleep(1000); /* until the system has handed both over; usually */
+    finish_call(old, second);
+    finish_call(&newcomer, first);
+    close_client(&newcomer);
+    return strcmp(seen.tokens, "kn") == 0;
+}
+
+/* Standing is time, and a machine that stands still in the wrong moment spends it: once in many times is enough. */
+static void who_has_behaved_goes_first(void **state)
+{
+    (void)state;
+    h2_client old;
+    bool first = false;
+    connect_client(&old);
+    for (int i = 0; i < CLIENT_CALLS_MAX / 2 && !first; i++) first = is_answered_first(&old);
+    assert_true(first);
+    close_client(&old);
+}
+
+/* Somebody of good standing who has something to do in every turn of the loop. */
+static void on_busy(evutil_socket_t fd, short what, void *context)
+{
+    struct event *busy = *(struct event **)context;
+    (void)fd, (void)what;
+    event_active(busy, EV_TIMEOUT, 0);
+    event_base_loopbreak(here.base); /* the client has its turn too */
+    kn_turns_passed(here.turns, kn_clock_ns());
+}
+
+static void a_newcomer_is_served_beside_others(void **state)
+{
+    (void)state;
+    struct event *busy = NULL;
+    h2_client c;
+    busy = event_new(here.base, -1, 0, on_busy, &busy);
+    event_active(busy, EV_TIMEOUT, 0);
+    connect_client(&c);
+    assert_string_equal(ask(&c, "/test.Service/Echo", 100, NULL)->status, "0");
+    event_free(busy);
+    close_client(&c);
+}
+
+/* The streams of a client that is gone end in pieces, and all of them. */
+static void what_a_client_leaves_behind_ends(void **state)
+{
+    (void)state;
+    static const uint8_t empty[5];
+    h2_client c;
+    connect_client(&c);
+    for (int i = 0; i < CLIENT_CALLS_MAX; i++) begin_call(&c, "/test.Service/Hang", empty, sizeof empty, false, NULL);
+    for (int i = 0; i < 1000 && kn_grpc_server_stats(here.grpc).calls < CLIENT_CALLS_MAX; i++) turn(&c);
+    assert_int_equal(kn_grpc_server_stats(here.grpc).calls, CLIENT_CALLS_MAX);
+    close_client(&c);
+    for (int i = 0; i < 1000 && kn_grpc_server_stats(here.grpc).connections > 0; i++)
+        event_base_loop(here.base, EVLOOP_NONBLOCK);
+    assert_int_equal(seen.closed, CLIENT_CALLS_MAX);
+    assert_int_equal(kn_grpc_server_stats(here.grpc).calls, 0);
+    assert_int_equal(kn_grpc_server_stats(here.grpc).connections, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -374,6 +459,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(deadlines_and_cancels, start, stop),
         cmocka_unit_test_setup_teardown(a_drain_lets_calls_end, start, stop),
         cmocka_unit_test_setup_teardown(no_memory_is_survived, start, stop),
+        cmocka_unit_test_setup_teardown(who_has_behaved_goes_first, start, stop),
+        cmocka_unit_test_setup_teardown(a_newcomer_is_served_beside_others, start, stop),
+        cmocka_unit_test_setup_teardown(what_a_client_leaves_behind_ends, start, stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -143,10 +143,9 @@ static void close_client(h2_client *c)
     event_base_loop(c->base, EVLOOP_NONBLOCK);
 }
 
-/* One turn of the loop, and what there is to read and write. */
-static void turn(h2_client *c)
+/* Writes what there is to write. */
+static void push(h2_client *c)
 {
-    uint8_t buffer[16384];
     const uint8_t *bytes;
     ssize_t count;
     while (!c->gone && (count = nghttp2_session_mem_send(c->session, &bytes)) > 0)
@@ -157,6 +156,14 @@ static void turn(h2_client *c)
                 event_base_loop(c->base, EVLOOP_NONBLOCK);
             }
         }
+}
+
+/* One turn of the loop, and what there is to write and read. */
+static void turn(h2_client *c)
+{
+    uint8_t buffer[16384];
+    ssize_t count;
+    push(c);
     event_base_loop(c->base, EVLOOP_NONBLOCK);
     while ((count = recv(c->fd, buffer, sizeof buffer, 0)) > 0)
         assert_true(nghttp2_session_mem_recv(c->session, buffer, (size_t)count) >= 0);

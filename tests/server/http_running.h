@@ -42,6 +42,7 @@ typedef struct running running;
 struct running {
     pthread_t thread;
     struct event_base *base;
+    kn_turns *turns;
     kn_http_server *server;
     kn_http_params params; /* set what the test wants before start_server() */
     uint16_t port;
@@ -163,7 +164,9 @@ static inline void start_server(running *r)
     kn_log_configure(KN_LOG_ERROR, 0);
     r->base = event_base_new();
     assert_non_null(r->base);
+    assert_int_equal(kn_turns_create(&r->turns, r->base), KN_OK);
     r->params.base = r->base;
+    r->params.turns = r->turns;
     if (!r->params.listen) {
         r->params.listen = here;
         r->params.listen_count = 1;
@@ -197,6 +200,7 @@ static inline void stop_server(running *r)
     pthread_join(r->thread, NULL);
     event_free(r->on_asked);
     event_base_loop(r->base, EVLOOP_NONBLOCK); /* as kn_http_server_destroy() asks for */
+    kn_turns_destroy(&r->turns);
     event_base_free(r->base);
     close(r->ask[0]);
     close(r->ask[1]);

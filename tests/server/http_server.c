@@ -30,10 +30,30 @@ static void never(kn_http_exchange *exchange, void *context)
     abort();
 }
 
-static kn_status create_at(struct event_base *base, const char *address, const kn_http_limits *limits,
-                           kn_http_server **out)
+/* What a server stands on. */
+typedef struct ground {
+    struct event_base *base;
+    kn_turns *turns;
+} ground;
+
+static ground open_ground(void)
 {
-    const kn_http_params params = {.base = base,
+    ground g = {.base = event_base_new()};
+    assert_non_null(g.base);
+    assert_int_equal(kn_turns_create(&g.turns, g.base), KN_OK);
+    return g;
+}
+
+static void close_ground(ground *g)
+{
+    kn_turns_destroy(&g->turns);
+    event_base_free(g->base);
+}
+
+static kn_status create_at(const ground *g, const char *address, const kn_http_limits *limits, kn_http_server **out)
+{
+    const kn_http_params params = {.base = g->base,
+                                   .turns = g->turns,
                                    .listen = &address,
                                    .listen_count = 1,
                                    .limits = *limits,
@@ -49,25 +69,24 @@ static void addresses_are_numeric_and_complete(void **state)
         "",      "8000",    ":8000",   "localhost:8000",  "127.0.0.1",    "127.0.0.1:",    "1.2.3:80",    "::1:80",
         "[::1]", "[::1]:x", "[::1:80", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:80 ", "[1.2.3.4]:80"};
     const kn_http_limits limits = {0};
-    struct event_base *base = event_base_new();
+    ground g = open_ground();
     kn_http_server *server, *second;
-    assert_non_null(base);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_int_equal(create_at(base, bad[i], &limits, &server), KN_INVALID);
+        assert_int_equal(create_at(&g, bad[i], &limits, &server), KN_INVALID);
         assert_non_null(strstr(kn_fail_message(), "address"));
         assert_null(server);
     }
-    assert_int_equal(create_at(base, "127.0.0.1:0", &limits, &server), KN_OK);
+    assert_int_equal(create_at(&g, "127.0.0.1:0", &limits, &server), KN_OK);
     assert_true(kn_http_server_port(server, 0) > 0);
     assert_int_equal(kn_http_server_port(server, 1), 0);
     char taken[32];
     snprintf(taken, sizeof taken, "127.0.0.1:%u", kn_http_server_port(server, 0));
-    assert_int_equal(create_at(base, taken, &limits, &second), KN_UNAVAILABLE);
+    assert_int_equal(create_at(&g, taken, &limits, &second), KN_UNAVAILABLE);
     assert_non_null(strstr(kn_fail_message(), taken));
     kn_http_server_destroy(&server);
     assert_null(server);
     kn_http_server_destroy(NULL);
-    event_base_free(base);
+    close_ground(&g);
     assert_true(kn_http_address_is_loopback("127.0.0.1:1") && kn_http_address_is_loopback("127.9.9.9:1") &&
                 kn_http_address_is_loopback("[::1]:1") && kn_http_address_is_loopback("[::ffff:127.0.0.1]:1"));
     assert_false(kn_http_address_is_loopback("0.0.0.0:1") || kn_http_address_is_loopback("[::]:1") ||
@@ -90,27 +109,27 @@ static void limits_out_of_range_are_refused(void **state)
                                         .header_bytes = KN_HTTP_HEADER_BYTES_MAX,
                                         .target_bytes = KN_HTTP_TARGET_BYTES_MAX,
                                         .body_bytes = KN_HTTP_BODY_BYTES_MAX};
-    struct event_base *base = event_base_new();
+    ground g = open_ground();
     kn_http_server *server;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        assert_int_equal(create_at(base, "127.0.0.1:0", &bad[i], &server), KN_INVALID);
-    assert_int_equal(create_at(base, "127.0.0.1:0", &good, &server), KN_OK);
+        assert_int_equal(create_at(&g, "127.0.0.1:0", &bad[i], &server), KN_INVALID);
+    assert_int_equal(create_at(&g, "127.0.0.1:0", &good, &server), KN_OK);
     kn_http_server_destroy(&server);
-    event_base_free(base);
+    close_ground(&g);
 }
 
 static void without_memory_nothing_is_left_behind(void **state)
 {
     (void)state;
     const kn_http_limits limits = {0};
-    struct event_base *base = event_base_new();
+    ground g = open_ground();
     kn_http_server *server;
     const uint64_t held = kn_mem_read().bytes;
     kn_mem_fail_at(1);
-    assert_int_equal(create_at(base, "127.0.0.1:0", &limits, &server), KN_NOMEM);
+    assert_int_equal(create_at(&g, "127.0.0.1:0", &limits, &server), KN_NOMEM);
     kn_mem_fail_at(0);
     assert_int_equal(kn_mem_read().bytes, held);
-    event_base_free(base);
+    close_ground(&g);
 }
 
 static void few_file_descriptors_mean_few_connections(void **state)
