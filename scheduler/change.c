@@ -199,8 +199,9 @@ void kn_core_seed(kn_core_device *d, int32_t index, const kn_cost_model *model)
         kn_cost_seed(&d->fits[index][k], model, &d->terms.seed, (kn_stage)k, 1);
         d->basis[index][k] = d->fits[index][k];
     }
-    for (int32_t degree = 2; degree <= KN_SCHEDULER_DEGREE_MAX; degree++)
-        kn_cost_seed(kn_core_step_fit(d, index, degree), model, &d->terms.seed, KN_STAGE_DENOISE, degree);
+    for (int k = 0; k < KN_STAGES; k++)
+        for (int32_t degree = 2; kn_cost_is_shareable((kn_stage)k) && degree <= KN_SCHEDULER_DEGREE_MAX; degree++)
+            kn_cost_seed(kn_core_fit(d, index, (kn_stage)k, degree), model, &d->terms.seed, (kn_stage)k, degree);
 }
 
 /* The pool a device belongs to from its first UP on. */
@@ -391,15 +392,15 @@ fail:
 }
 
 /* Degrees for which little was measured follow the one that was measured most. */
-static void follow(kn_core_device *d, int32_t model)
+static void follow(kn_core_device *d, int32_t model, kn_stage stage)
 {
-    const kn_cost_fit *measured = kn_core_step_fit(d, model, 1);
+    const kn_cost_fit *measured = kn_core_fit(d, model, stage, 1);
     for (int32_t degree = 2; degree <= KN_SCHEDULER_DEGREE_MAX; degree++) {
-        const kn_cost_fit *fit = kn_core_step_fit(d, model, degree);
+        const kn_cost_fit *fit = kn_core_fit(d, model, stage, degree);
         if (fit->measured > measured->measured) measured = fit;
     }
     for (int32_t degree = 1; degree <= KN_SCHEDULER_DEGREE_MAX; degree++) {
-        kn_cost_fit *fit = kn_core_step_fit(d, model, degree);
+        kn_cost_fit *fit = kn_core_fit(d, model, stage, degree);
         if (fit != measured && fit->measured < KN_COST_WARMUP) kn_cost_follow(fit, measured);
     }
 }
@@ -410,9 +411,9 @@ static void learn_group(kn_scheduler *s, const kn_core_device *leader, double wo
     for (uint64_t up = s->up & s->devices[leader->pool].members; up; up &= up - 1) {
         kn_core_device *d = &s->devices[__builtin_ctzll(up)];
         if (memcmp(&d->terms.seed, &leader->terms.seed, sizeof d->terms.seed) != 0) continue;
-        kn_cost_fit *fit = kn_core_step_fit(d, leader->running_model, leader->running_degree);
-        kn_cost_learn(fit, work, measured_ns);
-        follow(d, leader->running_model);
+        kn_cost_learn(kn_core_fit(d, leader->running_model, leader->running_stage, leader->running_degree), work,
+                      measured_ns);
+        follow(d, leader->running_model, leader->running_stage);
     }
 }
 
@@ -422,7 +423,7 @@ static void learn(kn_scheduler *s, kn_core_device *d, double work, int64_t measu
     kn_cost_fit *fit = &d->fits[d->running_model][d->running_stage];
     kn_cost_fit *basis = &d->basis[d->running_model][d->running_stage];
     kn_cost_learn(fit, work, measured_ns);
-    if (d->running_stage == KN_STAGE_DENOISE) follow(d, d->running_model);
+    if (kn_cost_is_shareable(d->running_stage)) follow(d, d->running_model, d->running_stage);
     const double was = kn_cost_predict(basis, work), is = kn_cost_predict(fit, work);
     if (fabs(is - was) <= STALE * was) return;
     *basis = *fit;
@@ -432,7 +433,8 @@ static void learn(kn_scheduler *s, kn_core_device *d, double work, int64_t measu
 /* Of one job in the slice that a device leads. */
 static double work_of(const kn_core_device *d, const kn_core_job *job)
 {
-    if (d->running_degree > 1) return kn_cost_shared(&job->work, &d->terms.seed, d->running_degree);
+    if (d->running_degree > 1)
+        return kn_cost_shared(&job->work, &job->shape, &job->progress, &d->terms.seed, d->running_degree);
     return kn_cost_next(&job->work, &job->shape, &job->progress);
 }
 
@@ -440,8 +442,7 @@ static double work_of(const kn_core_device *d, const kn_core_job *job)
 static void account(kn_scheduler *s, kn_core_device *d, int64_t measured_ns)
 {
     const int32_t degree = d->running_degree;
-    const kn_cost_fit *fit =
-        degree > 1 ? kn_core_step_fit(d, d->running_model, degree) : &d->fits[d->running_model][d->running_stage];
+    const kn_cost_fit *fit = kn_core_fit(d, d->running_model, d->running_stage, degree);
     double work = 0;
     for (int32_t i = 0; i < d->running_count; i++) work += work_of(d, &s->jobs[d->running[i]]);
     const int64_t taken = measured_ns > 0 ? measured_ns : (int64_t)kn_cost_predict(fit, work);

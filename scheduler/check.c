@@ -211,7 +211,14 @@ static void check_memory(kn_check *c, const kn_assignment *a, int32_t device, in
 {
     const checked_device *d = &c->devices[device];
     uint64_t bytes = 0;
-    for (int32_t i = 0; device != a->device && i < a->count; i++) bytes += shape_of(c, a->jobs[i])->workspace_bytes;
+    /* A helper's share, and in a shared decode slice the leader's beside the whole decoder. */
+    for (int32_t i = 0; a->degree > 1 && i < a->count; i++) {
+        const kn_job_shape *shape = shape_of(c, a->jobs[i]);
+        if (a->stage == KN_STAGE_DECODE)
+            bytes += shape->decoder_bytes;
+        else if (device != a->device)
+            bytes += shape->workspace_bytes;
+    }
     for (int m = 0; m < c->trace->model_count; m++)
         if (d->models >> m & 1) bytes += c->trace->models[m].resident_bytes;
     for (int32_t i = 0; i < d->held_count; i++) {
@@ -254,7 +261,7 @@ static void check_member(kn_check *c, const kn_assignment *a, int32_t i, int64_t
 
 static void check_group(kn_check *c, const kn_assignment *a, int64_t now_ns)
 {
-    if (a->degree < 1 || a->degree > c->degree_max || (a->degree > 1 && a->stage != KN_STAGE_DENOISE))
+    if (a->degree < 1 || a->degree > c->degree_max || (a->degree > 1 && !kn_cost_is_shareable(a->stage)))
         violated(c, now_ns, "a %s slice on %d devices", kn_stage_name(a->stage), a->degree);
     if (a->members[0] != a->device) violated(c, now_ns, "device %d does not lead its group", a->device);
     for (int32_t i = 0; i < a->degree && i < KN_SCHEDULER_DEGREE_MAX; i++) {

@@ -22,6 +22,9 @@
 enum {
     EXCHANGES_PER_LAYER = 4, /* queries, keys, values and the result (engine/split.h) */
     EXCHANGES_PER_SLICE = 3, /* state and text at the start, velocity at the end */
+    /* Of a decode slice: 90 rows of neighbours, keys and pictures in Wan's decoder, and twice 63 for its memory, two
+     * frames of each of 31 convolutions over time and the last one's sums. */
+    EXCHANGES_PER_FRAME = 216,
 };
 
 /* A group's two guidance branches go to two halves where it has halves. Of one branch's g members each sends 1 - 1/g of
@@ -35,7 +38,8 @@ static void count_shared(kn_cost_work *out, const kn_cost_model *model, const kn
         const double share = (double)((heads + group - 1) / group) / heads;
         const double rows = sequences * shape->tokens / group;
         const double row = 2.0 * model->heads_width * (1 - 1.0 / group);
-        out->part[degree - 1] = (out->denoise - attention) / degree + attention / branches * share;
+        out->part[degree - 1] =
+            degree == 1 ? out->denoise : (out->denoise - attention) / degree + attention / branches * share;
         out->sent[degree - 1] = degree == 1 ? 0
                                             : EXCHANGES_PER_LAYER * model->layers * rows * row +
                                                   (double)shape->tokens * STATE_BYTES_PER_TOKEN +
@@ -55,6 +59,7 @@ void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_s
     count_shared(out, model, shape, shape->sequences * model->layers * 4 * n * n * a);
     out->decode_first = pixels * model->decode_flop;
     out->decode = out->decode_first * model->frames_per_latent;
+    out->remembered = (double)shape->decoder_bytes;
     out->mux = pixels * (1 + (shape->latent_frames - 1.0) * model->frames_per_latent);
 }
 
@@ -70,10 +75,42 @@ double kn_cost_next(const kn_cost_work *work, const kn_job_shape *shape, const k
     return 0;
 }
 
-double kn_cost_shared(const kn_cost_work *work, const kn_device_seed *seed, int32_t degree)
+/* FLOP in the time that a byte takes to another device. */
+static double flop_per_byte(const kn_device_seed *seed)
 {
-    const double link = seed->link_bytes_per_second > 0 ? seed->link_bytes_per_second : LINK_BYTES_PER_SECOND;
-    return work->part[degree - 1] + work->sent[degree - 1] * (seed->flop_per_second / link);
+    return seed->flop_per_second /
+           (seed->link_bytes_per_second > 0 ? seed->link_bytes_per_second : LINK_BYTES_PER_SECOND);
+}
+
+double kn_cost_shared_step(const kn_cost_work *work, const kn_device_seed *seed, int32_t degree)
+{
+    return work->part[degree - 1] + work->sent[degree - 1] * flop_per_byte(seed);
+}
+
+/* `trips`: times that a decoder's memory crosses, all but the leader's own share of it. */
+static double shared_decode(const kn_cost_work *work, const kn_device_seed *seed, int32_t degree, double flop,
+                            int32_t trips)
+{
+    /* Decoding runs at a part of the device's speed, as its rate says; the link does not. */
+    const double efficiency = seed->decode_efficiency > 0 ? seed->decode_efficiency : DECODE_EFFICIENCY;
+    return flop / degree + trips * work->remembered * (1 - 1.0 / degree) * flop_per_byte(seed) * efficiency;
+}
+
+double kn_cost_shared_frames(const kn_cost_work *work, const kn_job_shape *shape, const kn_job_progress *progress,
+                             const kn_device_seed *seed, int32_t degree)
+{
+    const int32_t frames = shape->latent_frames - progress->decoded;
+    if (frames <= 0) return 0;
+    const double flop = frames * work->decode - (progress->decoded == 0 ? work->decode - work->decode_first : 0);
+    return shared_decode(work, seed, degree, flop, 2 * frames - 1 - (progress->decoded == 0));
+}
+
+double kn_cost_shared(const kn_cost_work *work, const kn_job_shape *shape, const kn_job_progress *progress,
+                      const kn_device_seed *seed, int32_t degree)
+{
+    if (kn_job_next_stage(shape, progress) != KN_STAGE_DECODE) return kn_cost_shared_step(work, seed, degree);
+    const int32_t trips = (progress->decoded > 0) + (progress->decoded + 1 < shape->latent_frames);
+    return shared_decode(work, seed, degree, progress->decoded == 0 ? work->decode_first : work->decode, trips);
 }
 
 void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_seed *seed, kn_stage stage,
@@ -91,7 +128,8 @@ void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_
     }
     if (degree > 1)
         fixed += (double)(seed->exchange_ns > 0 ? seed->exchange_ns : EXCHANGE_NS) *
-                 (EXCHANGES_PER_LAYER * model->layers + EXCHANGES_PER_SLICE);
+                 (stage == KN_STAGE_DECODE ? EXCHANGES_PER_FRAME
+                                           : EXCHANGES_PER_LAYER * model->layers + EXCHANGES_PER_SLICE);
     memset(fit, 0, sizeof *fit);
     fit->seed_fixed = fit->fixed = fixed;
     fit->seed_rate = fit->rate = rate;
@@ -159,21 +197,23 @@ void kn_cost_learn(kn_cost_fit *fit, double work, int64_t measured_ns)
     solve(fit);
 }
 
-double kn_cost_remaining(const kn_cost_fit *fits, double step_ns, const kn_cost_work *work, const kn_job_shape *shape,
-                         const kn_job_progress *progress)
+double kn_cost_decoding(const kn_cost_fit *fit, const kn_cost_work *work, const kn_job_shape *shape,
+                        const kn_job_progress *progress, const kn_device_seed *seed, int32_t degree)
+{
+    const int32_t frames = shape->latent_frames - progress->decoded;
+    if (frames <= 0) return 0;
+    return frames * fit->fixed + fit->rate * kn_cost_shared_frames(work, shape, progress, seed, degree);
+}
+
+double kn_cost_remaining(const kn_cost_fit *fits, double step_ns, double decoding_ns, const kn_cost_work *work,
+                         const kn_job_shape *shape, const kn_job_progress *progress)
 {
     const int32_t steps = shape->steps - progress->step;
-    const int32_t frames = shape->latent_frames - progress->decoded;
-    double ns = 0;
+    double ns = decoding_ns;
     if (progress->done) return 0;
     if (steps > 0) {
         if (!progress->text) ns += kn_cost_predict(&fits[KN_STAGE_TEXT], work->text);
         ns += steps * step_ns;
-    }
-    if (frames > 0) {
-        const bool whole = progress->decoded == 0;
-        ns += frames * kn_cost_predict(&fits[KN_STAGE_DECODE], work->decode);
-        if (whole) ns -= fits[KN_STAGE_DECODE].rate * (work->decode - work->decode_first);
     }
     return ns + kn_cost_predict(&fits[KN_STAGE_MUX], work->mux);
 }

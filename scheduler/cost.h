@@ -7,8 +7,10 @@
  *
  * In a group of d devices the work is what each of them does, work / d, rounded up to whole attention heads, and the
  * bytes that it sends, in FLOP by the ratio of compute speed and link rate; the fixed cost has every exchange's own in
- * addition. Weights are still read and kernels still launched on every device, so that small slices gain little. Every
- * degree has a fit of its own; one for which little was measured yet follows the one measured most.
+ * addition. Weights are still read and kernels still launched on every device, so that small slices gain little. A
+ * decode slice's bytes are what the decoder remembers of the frames before: its leader hands it out and has it brought
+ * back, but for the first frame and the last one. Every degree has a fit of its own for denoise and for decode slices;
+ * one for which little was measured yet follows the one measured most.
  *
  * The fit is least squares on ratios to the seed, in the coordinates (fixed / seeded fixed, rate / seeded rate), with
  * exponential forgetting and a weak pull towards a common scale, so that a device that only ever sees one size is
@@ -36,7 +38,21 @@ typedef struct kn_cost_work {
     double text, denoise, decode_first, decode, mux; /* each slice; decode_first: the first latent frame */
     double part[KN_SCHEDULER_DEGREE_MAX];            /* of a denoise slice in a group of 1 + i: FLOP of one member */
     double sent[KN_SCHEDULER_DEGREE_MAX]; /* and the bytes it sends, and is sent at the slice's start and end */
+    double remembered;                    /* bytes a decoder has kept from one slice for the next */
 } kn_cost_work;
+
+/* Kinds of slice that a group can share. */
+typedef enum kn_cost_shareable { KN_COST_DENOISE, KN_COST_DECODE, KN_COST_SHAREABLE } kn_cost_shareable;
+
+static inline bool kn_cost_is_shareable(kn_stage stage)
+{
+    return stage == KN_STAGE_DENOISE || stage == KN_STAGE_DECODE;
+}
+
+static inline kn_cost_shareable kn_cost_shareable_of(kn_stage stage)
+{
+    return stage == KN_STAGE_DECODE ? KN_COST_DECODE : KN_COST_DENOISE;
+}
 
 void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_shape *shape);
 
@@ -44,9 +60,17 @@ void kn_cost_count(kn_cost_work *out, const kn_cost_model *model, const kn_job_s
 double kn_cost_next(const kn_cost_work *work, const kn_job_shape *shape, const kn_job_progress *progress);
 
 /* Work of a job's denoise slice for one member of a group, exchange included, FLOP. */
-double kn_cost_shared(const kn_cost_work *work, const kn_device_seed *seed, int32_t degree);
+double kn_cost_shared_step(const kn_cost_work *work, const kn_device_seed *seed, int32_t degree);
 
-/* A fit that knows only the seed. A degree above 1 is of a denoise slice. */
+/* The same of all decode slices that a job with this progress has still to run; of `degree` 1 too. */
+double kn_cost_shared_frames(const kn_cost_work *work, const kn_job_shape *shape, const kn_job_progress *progress,
+                             const kn_device_seed *seed, int32_t degree);
+
+/* The same of the slice that is next, which is of one of these two kinds. */
+double kn_cost_shared(const kn_cost_work *work, const kn_job_shape *shape, const kn_job_progress *progress,
+                      const kn_device_seed *seed, int32_t degree);
+
+/* A fit that knows only the seed. A degree above 1 is of a slice that can be shared. */
 void kn_cost_seed(kn_cost_fit *fit, const kn_cost_model *model, const kn_device_seed *seed, kn_stage stage,
                   int32_t degree);
 
@@ -61,9 +85,13 @@ static inline double kn_cost_predict(const kn_cost_fit *fit, double work)
     return fit->fixed + fit->rate * work;
 }
 
+/* Nanoseconds that all remaining decode slices take, by a fit for this degree. */
+double kn_cost_decoding(const kn_cost_fit *fit, const kn_cost_work *work, const kn_job_shape *shape,
+                        const kn_job_progress *progress, const kn_device_seed *seed, int32_t degree);
+
 /* Nanoseconds a job alone still needs, by the fits of one device and model, [KN_STAGES], with `step_ns` for a denoise
- * slice. */
-double kn_cost_remaining(const kn_cost_fit *fits, double step_ns, const kn_cost_work *work, const kn_job_shape *shape,
-                         const kn_job_progress *progress);
+ * slice and `decoding_ns` for all decode slices that remain. */
+double kn_cost_remaining(const kn_cost_fit *fits, double step_ns, double decoding_ns, const kn_cost_work *work,
+                         const kn_job_shape *shape, const kn_job_progress *progress);
 
 #endif

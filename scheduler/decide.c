@@ -35,13 +35,14 @@ static uint64_t next_bytes(const kn_core_job *job)
 static const kn_cost_fit *fit_of(const kn_scheduler *s, const pack *p, kn_stage stage)
 {
     const kn_core_device *d = &s->devices[p->device];
-    return stage == KN_STAGE_DENOISE && p->degree > 1 ? &d->shared[p->model][p->degree - 2] : &d->fits[p->model][stage];
+    return stage == KN_STAGE_DENOISE && p->degree > 1 ? &d->shared[p->model][KN_COST_DENOISE][p->degree - 2]
+                                                      : &d->fits[p->model][stage];
 }
 
 static double denoise_work(const kn_scheduler *s, const pack *p, const kn_core_job *job)
 {
     if (p->degree == 1) return job->work.denoise;
-    return kn_cost_shared(&job->work, &s->devices[p->device].terms.seed, p->degree);
+    return kn_cost_shared_step(&job->work, &s->devices[p->device].terms.seed, p->degree);
 }
 
 static double next_work(const kn_scheduler *s, const pack *p, const kn_core_job *job)
@@ -364,8 +365,11 @@ double kn_core_slice_ns(const kn_scheduler *s, const kn_assignment *a, int32_t d
     const kn_core_device *d = &s->devices[a->device];
     double work = 0;
     if (degree == 1) return (double)a->expected_ns; /* it starts alone */
-    for (int32_t i = 0; i < a->count; i++) work += kn_cost_shared(&s->jobs[d->running[i]].work, &d->terms.seed, degree);
-    return kn_cost_predict(&d->shared[a->model][degree - 2], work);
+    for (int32_t i = 0; i < a->count; i++) {
+        const kn_core_job *job = &s->jobs[d->running[i]];
+        work += kn_cost_shared(&job->work, &job->shape, &job->progress, &d->terms.seed, degree);
+    }
+    return kn_cost_predict(&d->shared[a->model][kn_cost_shareable_of(a->stage)][degree - 2], work);
 }
 
 void kn_core_join(kn_scheduler *s, uint64_t helpers, int64_t now_ns, kn_assignment *out)
@@ -398,6 +402,15 @@ void kn_core_join(kn_scheduler *s, uint64_t helpers, int64_t now_ns, kn_assignme
     for (uint64_t left = d->helpers; left; left &= left - 1) s->devices[__builtin_ctzll(left)].free_ns = d->free_ns;
 }
 
+/* Does a fixed group share the slice? Denoising always; decoding where it is faster and the leader has room. */
+static bool pays_in_group(const kn_scheduler *s, const kn_assignment *out, int32_t degree)
+{
+    const kn_core_device *d = &s->devices[out->device];
+    if (out->stage != KN_STAGE_DECODE) return out->stage == KN_STAGE_DENOISE;
+    return kn_core_can_lead(s, out->device, d->running, d->running_count) &&
+           kn_core_slice_ns(s, out, degree) < (double)out->expected_ns;
+}
+
 void kn_core_start(kn_scheduler *s, int32_t device, int32_t lead, bool aged, int64_t now_ns, kn_assignment *out)
 {
     kn_core_device *d = &s->devices[device];
@@ -423,7 +436,7 @@ void kn_core_start(kn_scheduler *s, int32_t device, int32_t lead, bool aged, int
     emit(s, &p, now_ns, out);
     const int32_t fixed = kn_core_fixed(s, device);
     const uint64_t group = ((UINT64_C(1) << fixed) - 1) << device; /* led by its first device */
-    if (p.stage == KN_STAGE_DENOISE && fixed > 1) kn_core_join(s, group & ~(UINT64_C(1) << device), now_ns, out);
+    if (fixed > 1 && pays_in_group(s, out, fixed)) kn_core_join(s, group & ~(UINT64_C(1) << device), now_ns, out);
 }
 
 static bool decide(kn_scheduler *s, int32_t device, int64_t now_ns, kn_assignment *out)

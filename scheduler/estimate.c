@@ -229,7 +229,8 @@ static int64_t earliest_packed(const kn_scheduler *s, const kn_core_job *job, in
     kn_packing packing, with;
     kn_packed packed;
     kn_packing_job(s, job, device, now_ns, &packed);
-    packed.steps *= longer;
+    packed.denoise.slices *= longer;
+    packed.decode.slices *= longer;
     packed.tail_ns = (int64_t)((double)packed.tail_ns * longer);
     *alone_ns = (int64_t)kn_packing_least(&packed);
     kn_packing_collect(s, s->devices[device].pool, now_ns, &packing);
@@ -243,7 +244,7 @@ static int64_t earliest_packed(const kn_scheduler *s, const kn_core_job *job, in
     for (int32_t i = 0; i < with.count && kept > fitting; i++)
         if (with.jobs[i].slot == KN_NO_SLOT && with.jobs[i].fits) return with.jobs[i].done_ns;
     packed.deadline_ns = KN_DEADLINE_FAR; /* behind all others */
-    packed.smallest = packed.best[packed.largest];
+    packed.smallest = packed.denoise.best[packed.largest];
     kn_packing_add(&packing, &packed);
     kn_packing_lay(&packing);
     for (int32_t i = 0; i < packing.count; i++)

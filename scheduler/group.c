@@ -55,7 +55,7 @@ static int32_t score_with(const round *r, uint64_t devices, int64_t until_ns, in
     kn_packing tried = r->packing;
     for (uint64_t left = devices; left; left &= left - 1) tried.free_ns[__builtin_ctzll(left)] = until_ns;
     if (job >= 0) {
-        tried.jobs[job].steps -= 1;
+        kn_packed_next(&tried.jobs[job])->slices -= 1;
         tried.jobs[job].ready_ns = until_ns;
     }
     return kn_packing_lay(&tried);
@@ -74,12 +74,15 @@ static uint64_t wanted(const round *r)
     return devices;
 }
 
-/* Up to `most` idle devices that can help. */
-static uint64_t find_helpers(const round *r, int32_t leader, int32_t model, uint64_t bytes, int32_t most)
+/* Up to `most` idle devices that can help in the next slice of these jobs, which their leader has or is to start. */
+static uint64_t find_helpers(const round *r, int32_t leader, const int32_t *slots, int32_t count, int32_t most)
 {
     const kn_scheduler *s = r->s;
+    const int32_t model = s->jobs[slots[0]].shape.model;
     const uint64_t from = idle_of(r) & ~wanted(r);
-    uint64_t helpers = 0;
+    uint64_t helpers = 0, bytes = 0;
+    if (!kn_core_can_lead(s, leader, slots, count)) return 0;
+    for (int32_t i = 0; i < count; i++) bytes += kn_core_share_bytes(&s->jobs[slots[i]]);
     if (most > kn_core_largest(s, leader) - 1) most = kn_core_largest(s, leader) - 1;
     for (int pass = 0; pass < 2; pass++) {
         for (uint64_t left = from & ~helpers; left && most > 0; left &= left - 1) {
@@ -126,7 +129,7 @@ static void start(round *r, int32_t device, int32_t lead, bool aged, uint64_t he
 {
     kn_assignment *out = &r->out[r->count++];
     kn_core_start(r->s, device, lead, aged, r->now_ns, out);
-    if (helpers && out->stage == KN_STAGE_DENOISE && out->count == 1) kn_core_join(r->s, helpers, r->now_ns, out);
+    if (helpers && kn_cost_is_shareable(out->stage) && out->count == 1) kn_core_join(r->s, helpers, r->now_ns, out);
     lay_again(r);
 }
 
@@ -158,20 +161,20 @@ static int32_t choose_leader(const round *r, const kn_job_shape *shape)
     return best;
 }
 
-/* Helpers for a planned job's denoise slice; false: it waits. */
-static bool choose_group(const round *r, int32_t index, int32_t leader, uint64_t *helpers)
+/* Helpers for a planned job's next slice, which can be shared; false: it waits. */
+static bool choose_group(round *r, int32_t index, int32_t leader, uint64_t *helpers)
 {
-    const kn_packed *packed = &r->packing.jobs[index];
-    const kn_job_shape *shape = &r->s->jobs[packed->slot].shape;
-    const uint64_t can = find_helpers(r, leader, shape->model, shape->workspace_bytes, KN_SCHEDULER_DEGREE_MAX - 1);
+    kn_packed *packed = &r->packing.jobs[index];
+    const kn_malleable *next = kn_packed_next(packed);
+    const uint64_t can = find_helpers(r, leader, &packed->slot, 1, KN_SCHEDULER_DEGREE_MAX - 1);
     const int32_t most = 1 + __builtin_popcountll(can), given = packed->devices < most ? packed->devices : most;
     int32_t best = given, best_score = -1;
     /* The group of the packing; else larger ones, then smaller ones. */
     for (int32_t n = 0; n <= most; n++) {
         const int32_t degree = n == 0 ? given : most + 1 - n;
-        if (n > 0 && packed->best[degree] < degree) continue;
+        if (n > 0 && next->best[degree] < degree) continue;
         const uint64_t devices = first_of(can, degree - 1) | bit(leader);
-        const int32_t score = score_with(r, devices, r->now_ns + (int64_t)packed->step[degree], index);
+        const int32_t score = score_with(r, devices, r->now_ns + (int64_t)next->each[degree], index);
         if (score > best_score) {
             best = degree;
             best_score = score;
@@ -198,7 +201,7 @@ static void start_planned(round *r, bool others)
         const int32_t fair = others ? kn_core_fair_lead(s, leader, &fair_class) : KN_NO_SLOT;
         if (fair >= 0 && !kn_core_comes_first(s, packed->slot, fair, fair_class, leader, r->now_ns)) continue;
         uint64_t helpers = 0;
-        if (resides && kn_job_next_stage(&job->shape, &job->progress) == KN_STAGE_DENOISE &&
+        if (resides && kn_cost_is_shareable(kn_job_next_stage(&job->shape, &job->progress)) &&
             !choose_group(r, i, leader, &helpers))
             continue;
         start(r, leader, packed->slot, false, helpers);
@@ -231,13 +234,11 @@ static void start_unplanned(round *r, int32_t device, int32_t lead)
     const kn_core_job *job = &s->jobs[lead];
     const bool busy = (r->packing.devices & ~idle_of(r)) != 0; /* something will change */
     uint64_t can = 0;
-    if (kn_job_next_stage(&job->shape, &job->progress) == KN_STAGE_DENOISE)
-        can = find_helpers(r, device, job->shape.model, job->shape.workspace_bytes, KN_SCHEDULER_DEGREE_MAX - 1);
+    if (job->device != KN_NO_DEVICE) can = find_helpers(r, device, &lead, 1, KN_SCHEDULER_DEGREE_MAX - 1);
     const int32_t most = 1 + __builtin_popcountll(can);
     int32_t degree = 1;
     for (; degree <= most; degree++) {
-        const double ns =
-            degree == 1 ? (double)kn_core_next_ns(s, job, device) : kn_core_step_ns(s, job, device, degree);
+        const double ns = kn_core_shared_ns(s, job, device, degree);
         const uint64_t devices = first_of(can, degree - 1) | bit(device);
         if (ns > (double)longest(r) && (degree < most || (busy && may_hold(r, &s->devices[device])))) continue;
         if (r->score == 0 || score_with(r, devices, r->now_ns + (int64_t)ns, -1) >= r->score) break;
@@ -277,10 +278,10 @@ static bool gains(const round *r, const kn_assignment *out, uint64_t helpers, in
 static void help(round *r, kn_assignment *out)
 {
     kn_scheduler *s = r->s;
-    uint64_t bytes = 0;
-    if (out->stage != KN_STAGE_DENOISE) return;
-    for (int32_t i = 0; i < out->count; i++) bytes += s->jobs[kn_core_find(s, out->jobs[i])].shape.workspace_bytes;
-    const uint64_t can = find_helpers(r, out->device, out->model, bytes, kn_core_largest(s, out->device) - out->degree);
+    const kn_core_device *leader = &s->devices[out->device];
+    if (!kn_cost_is_shareable(out->stage)) return;
+    const uint64_t can = find_helpers(r, out->device, leader->running, leader->running_count,
+                                      kn_core_largest(s, out->device) - out->degree);
     const double now = kn_core_slice_ns(s, out, out->degree);
     int32_t best = 0;
     double least = now;

@@ -2,13 +2,13 @@
  *
  * Time and devices for the planned jobs of a pool in which groups are chosen.
  *
- * A job's denoise slices are malleable work: on d devices one takes step[d], less than on fewer and more than step[1] /
- * d. Jobs are laid in order of deadline into what is free of devices x time, each as early as it goes in the smallest
- * group with which it is in time; where fewer devices are free for a while it goes on with those. This is deadline
- * packing (TetriServe, Lu et al. 2025: the degree of every step from the deadline, the least device time first) without
- * rounds: it is done anew at every slice boundary, from what is true then, so that a job's group changes from slice to
- * slice. When a job finds no room, the one that costs most for its worth among those up to it goes without a place
- * (Moore 1968, as in queue.h). */
+ * A job's denoise and decode slices are malleable work: on d devices one takes each[d], less than on fewer and more
+ * than each[1] / d. Jobs are laid in order of deadline into what is free of devices x time, each as early as it goes in
+ * the smallest group with which it is in time; where fewer devices are free for a while it goes on with those. This is
+ * deadline packing (TetriServe, Lu et al. 2025: the degree of every step from the deadline, the least device time
+ * first) without rounds: it is done anew at every slice boundary, from what is true then, so that a job's group changes
+ * from slice to slice. When a job finds no room, the one that costs most for its worth among those up to it goes
+ * without a place (Moore 1968, as in queue.h). */
 #include "scheduler/packing.h"
 
 #include <math.h>
@@ -17,7 +17,7 @@
 enum {
     SEGMENTS = 4 * KN_PACKING_JOBS + KN_SCHEDULER_DEVICES_MAX + 4,
     PIECES = SEGMENTS + 4,
-    PHASES = 3, /* text on one device, denoise, decoding and the rest on one device */
+    PHASES = 4, /* text on one device, denoising, decoding, the rest on one device */
 };
 
 #define MARGIN 0.05
@@ -90,14 +90,16 @@ static void occupy(profile *p, const piece *pieces, int32_t count)
 /* Where the job would lie with at most `cap` devices; returns when it would be done. */
 static int64_t lay(const profile *p, const kn_packed *job, int32_t cap, piece pieces[PIECES], int32_t *count)
 {
-    double left[PHASES] = {(double)job->head_ns, job->steps, (double)job->tail_ns};
+    const kn_malleable *const shared[PHASES] = {NULL, &job->denoise, &job->decode, NULL};
+    double left[PHASES] = {(double)job->head_ns, job->denoise.slices, job->decode.slices, (double)job->tail_ns};
     int64_t at = job->ready_ns > p->at[0] ? job->ready_ns : p->at[0];
     int32_t i = segment_at(p, at), phase = 0;
     *count = 0;
     while (phase < PHASES) {
         const bool last = i + 1 == p->count;
-        const int32_t most = phase == 1 ? cap : 1, room = p->free[i] < most ? p->free[i] : most;
-        const int32_t devices = phase == 1 && room > 0 ? job->best[room] : room;
+        const kn_malleable *slices = shared[phase];
+        const int32_t most = slices ? cap : 1, room = p->free[i] < most ? p->free[i] : most;
+        const int32_t devices = slices && room > 0 ? slices->best[room] : room;
         if (left[phase] <= 0) {
             phase++;
             continue;
@@ -107,7 +109,7 @@ static int64_t lay(const profile *p, const kn_packed *job, int32_t cap, piece pi
             at = p->at[++i];
             continue;
         }
-        const double each = phase == 1 ? job->step[devices] : 1, span = left[phase] * each;
+        const double each = slices ? slices->each[devices] : 1, span = left[phase] * each;
         const bool ends = last || span <= (double)(p->at[i + 1] - at);
         const int64_t to = ends ? at + (int64_t)ceil(span) : p->at[i + 1];
         if (*count < PIECES && to > at) pieces[(*count)++] = (piece){at, to, devices};
@@ -118,10 +120,24 @@ static int64_t lay(const profile *p, const kn_packed *job, int32_t cap, piece pi
     return at;
 }
 
+static double span_of(const kn_malleable *m, int32_t degree)
+{
+    return m->slices > 0 ? m->slices * m->each[m->best[degree]] : 0;
+}
+
+/* Does a group of so many finish sooner than smaller ones? */
+static bool gains(const kn_packed *job, int32_t degree)
+{
+    return (job->denoise.slices > 0 && job->denoise.best[degree] == degree) ||
+           (job->decode.slices > 0 && job->decode.best[degree] == degree);
+}
+
 /* What may go wrong: a part of what is left, and that a slice or two take longer. */
 static int64_t margin_of(const kn_packed *job, int32_t cap)
 {
-    return (int64_t)(MARGIN * job->steps * job->step[cap] + MARGIN_SLICES * job->step[cap]);
+    const kn_malleable *next = job->denoise.slices > 0 ? &job->denoise : &job->decode;
+    if (next->slices <= 0) return 0;
+    return (int64_t)(MARGIN * span_of(next, cap) + MARGIN_SLICES * next->each[next->best[cap]]);
 }
 
 /* In the smallest group that leaves a margin; without one, as early as it goes. */
@@ -132,8 +148,9 @@ static void place(profile *p, kn_packed *job, int32_t largest)
     int64_t done = INT64_MAX;
     job->eased = false;
     for (int32_t cap = job->smallest > 1 ? job->smallest : 1; cap <= largest && cap <= job->largest; cap++) {
-        if (job->best[cap] < cap) continue; /* the smaller group did as well */
-        const double least = (double)job->head_ns + job->steps * job->step[cap] + (double)job->tail_ns;
+        if (cap > 1 && !gains(job, cap)) continue; /* the smaller group did as well */
+        const double least =
+            (double)(job->head_ns + job->tail_ns) + span_of(&job->denoise, cap) + span_of(&job->decode, cap);
         const int64_t from = job->ready_ns > p->at[0] ? job->ready_ns : p->at[0];
         if ((double)from + least > (double)job->deadline_ns) continue;
         const int64_t at = lay(p, job, cap, pieces, &count);
@@ -199,6 +216,12 @@ int32_t kn_packing_resolve(kn_packing *packing)
 
 /* ---- what there is to lay ---- */
 
+static void choose_best(kn_malleable *m, int32_t degree)
+{
+    const int32_t before = m->best[degree - 1];
+    m->best[degree] = degree == 1 || m->each[degree] < m->each[before] ? degree : before;
+}
+
 void kn_packing_job(const kn_scheduler *s, const kn_core_job *job, int32_t device, int64_t now_ns, kn_packed *out)
 {
     const kn_core_device *d = &s->devices[device];
@@ -208,21 +231,20 @@ void kn_packing_job(const kn_scheduler *s, const kn_core_job *job, int32_t devic
         kn_core_advance(&job->shape, &next);
         out->ready_ns = kn_core_free_at(s, job->device, now_ns);
     }
-    out->steps = job->shape.steps - next.step;
-    if (out->steps > 0 && !next.text)
-        out->head_ns = (int64_t)kn_cost_predict(&d->fits[job->shape.model][KN_STAGE_TEXT], job->work.text);
+    const kn_cost_fit *fits = d->fits[job->shape.model];
+    const int32_t frames = job->shape.latent_frames - next.decoded;
+    out->denoise.slices = job->shape.steps - next.step;
+    out->decode.slices = frames;
+    if (out->denoise.slices > 0 && !next.text)
+        out->head_ns = (int64_t)kn_cost_predict(&fits[KN_STAGE_TEXT], job->work.text);
     if (!(d->terms.models >> job->shape.model & 1)) out->head_ns += d->terms.load_ns;
-    const double all = kn_core_remaining(s, job, &next, device, 1);
-    out->step[1] = kn_core_step_ns(s, job, device, 1);
-    out->tail_ns = (int64_t)(all - out->steps * out->step[1]);
-    if (out->steps > 0 && !next.text)
-        out->tail_ns -= (int64_t)kn_cost_predict(&d->fits[job->shape.model][KN_STAGE_TEXT], job->work.text);
-    out->best[1] = 1;
+    if (!next.done) out->tail_ns = (int64_t)kn_cost_predict(&fits[KN_STAGE_MUX], job->work.mux);
     out->largest = kn_core_largest(s, device);
-    for (int32_t degree = 2; degree <= out->largest; degree++) {
-        out->step[degree] = kn_core_step_ns(s, job, device, degree);
-        const int32_t before = out->best[degree - 1];
-        out->best[degree] = out->step[degree] < out->step[before] ? degree : before;
+    for (int32_t degree = 1; degree <= out->largest; degree++) {
+        out->denoise.each[degree] = kn_core_step_ns(s, job, device, degree);
+        if (frames > 0) out->decode.each[degree] = kn_core_decoding_ns(s, job, &next, device, degree) / frames;
+        choose_best(&out->denoise, degree);
+        choose_best(&out->decode, degree);
     }
 }
 
@@ -230,11 +252,13 @@ double kn_packing_demand(const kn_packed *job, int64_t now_ns)
 {
     const double time = (double)(job->deadline_ns - now_ns - job->head_ns - job->tail_ns);
     const double single = (double)(job->head_ns + job->tail_ns);
-    double before = job->steps * job->step[1];
-    double cost = before; /* device time of the denoise slices */
+    double before = span_of(&job->denoise, 1) + span_of(&job->decode, 1);
+    double cost = before; /* device time of the slices that can be shared */
     for (int32_t degree = 2; degree <= job->largest && before > time; degree++) {
-        if (job->best[degree] < degree) continue;
-        const double span = job->steps * job->step[degree], all = degree * span;
+        if (!gains(job, degree)) continue;
+        const double denoise = span_of(&job->denoise, degree), decode = span_of(&job->decode, degree);
+        const double span = denoise + decode;
+        const double all = job->denoise.best[degree] * denoise + job->decode.best[degree] * decode;
         if (span <= time) { /* some of the slices in the smaller group, so that it is just in time */
             const double part = (before - time) / (before - span);
             return single + cost + part * (all - cost);
@@ -247,7 +271,8 @@ double kn_packing_demand(const kn_packed *job, int64_t now_ns)
 
 double kn_packing_least(const kn_packed *job)
 {
-    return (double)(job->head_ns + job->tail_ns) + job->steps * job->step[job->best[job->largest]];
+    return (double)(job->head_ns + job->tail_ns) + span_of(&job->denoise, job->largest) +
+           span_of(&job->decode, job->largest);
 }
 
 void kn_packing_collect(const kn_scheduler *s, int32_t pool, int64_t now_ns, kn_packing *out)

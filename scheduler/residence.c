@@ -36,6 +36,32 @@ uint64_t kn_core_extra(const kn_core_job *job)
     return 0;
 }
 
+uint64_t kn_core_share_bytes(const kn_core_job *job)
+{
+    switch (kn_job_next_stage(&job->shape, &job->progress)) {
+    case KN_STAGE_DENOISE: return job->shape.workspace_bytes;
+    case KN_STAGE_DECODE: return job->shape.decoder_bytes; /* a share's decoder is smaller */
+    case KN_STAGE_TEXT:
+    case KN_STAGE_MUX:
+    case KN_STAGE_DONE: break;
+    }
+    return 0;
+}
+
+/* A leader's part of a forward takes less than the whole would; a share's decoder comes on top of the whole one. */
+bool kn_core_can_lead(const kn_scheduler *s, int32_t device, const int32_t *slots, int32_t count)
+{
+    const kn_core_device *d = &s->devices[device];
+    uint64_t bytes = d->memory_used;
+    for (int32_t i = 0; i < count; i++) {
+        const kn_core_job *job = &s->jobs[slots[i]];
+        const kn_stage stage = kn_job_next_stage(&job->shape, &job->progress);
+        if (!kn_cost_is_shareable(stage)) return false;
+        bytes += kn_core_extra(job) + (stage == KN_STAGE_DECODE ? kn_core_share_bytes(job) : 0);
+    }
+    return bytes <= d->terms.memory_bytes;
+}
+
 bool kn_core_can_help(const kn_scheduler *s, int32_t device, int32_t leader, int32_t model, uint64_t bytes)
 {
     const kn_core_device *d = &s->devices[device], *l = &s->devices[leader];

@@ -27,9 +27,9 @@
  * stretches of up to ageing_ns / 64. A job therefore waits at most 9/8 of ageing_ns, and KN_SCHEDULER_AGED_SHARE times
  * the aged jobs' work before it over all devices, while there are devices that can run it.
  *
- * Devices of one domain (kn_change_device.domain) can run a denoise slice together. Their jobs with deadlines share one
- * plan, in which each gets as many devices as it needs to be in time, anew at every slice (scheduler/packing.c);
- * devices that nobody needs help in the slices that start (scheduler/group.c). */
+ * Devices of one domain (kn_change_device.domain) can run a denoise or decode slice together. Their jobs with deadlines
+ * share one plan, in which each gets as many devices as it needs to be in time, anew at every slice
+ * (scheduler/packing.c); devices that nobody needs help in the slices that start (scheduler/group.c). */
 #ifndef KN_SCHEDULER_H
 #define KN_SCHEDULER_H
 
@@ -242,9 +242,10 @@ kn_status kn_scheduler_event(kn_scheduler *scheduler, const kn_change *change, i
  * load models, start the jobs of start_mask (resume from their checkpoint where there is one), run the slice.
  *
  * In a group `device` leads and members[1 ..] help. Jobs reside on the leader only: a helper is handed what it needs
- * when the slice starts (latents, the solver's history, text rows), needs the jobs' workspace_bytes meanwhile and keeps
- * nothing. All members are busy until KN_CHANGE_SLICE_DONE or _FAILED of the leader. The group is another one, or
- * none, at every slice; only denoise slices run in groups. The model has to be loaded on every member. */
+ * when the slice starts (latents, the solver's history, text rows; what the decoder remembers), needs the jobs'
+ * workspace_bytes meanwhile, or for decoding decoder_bytes, which the leader then needs a second time, and keeps
+ * nothing. All members are busy until KN_CHANGE_SLICE_DONE or _FAILED of the leader. The group is another one, or none,
+ * at every slice; only denoise and decode slices run in groups. The model has to be loaded on every member. */
 typedef struct kn_assignment {
     int32_t device;
     int32_t model;

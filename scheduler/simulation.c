@@ -330,11 +330,11 @@ static int64_t slice_takes(world *w, const kn_assignment *a)
         const kn_job_shape *shape = &w->trace.jobs[a->jobs[i]].shape;
         kn_cost_work own;
         kn_cost_count(&own, &w->trace.models[a->model], shape);
-        work += a->degree > 1 ? kn_cost_shared(&own, &w->trace.seed, a->degree)
-                              : kn_cost_next(&own, shape, &w->jobs[a->jobs[i]].progress);
+        const kn_job_progress *progress = &w->jobs[a->jobs[i]].progress;
+        work += a->degree > 1 ? kn_cost_shared(&own, shape, progress, &w->trace.seed, a->degree)
+                              : kn_cost_next(&own, shape, progress);
     }
-    double ns = kn_cost_predict(
-        a->degree > 1 ? &w->trace.shared[a->model][a->degree - 2] : &w->trace.truth[a->model][a->stage], work);
+    double ns = kn_cost_predict(kn_trace_fit(&w->trace, a->model, a->stage, a->degree), work);
     ns *= 1 + NOISE * kn_random_unit(&w->random);
     if (kn_random_below(&w->random, HICCUP_RARITY) == 0) ns *= HICCUP;
     return 1 + (int64_t)ns;

@@ -94,7 +94,7 @@ typedef struct kn_core_device {
     int32_t shed;  /* resident to release at the next slice boundary, for an idle device; or KN_NO_SLOT */
     kn_queue plan; /* of a pool; nodes: job slots; key: deadline */
     kn_cost_fit fits[KN_SCHEDULER_MODELS_MAX][KN_STAGES];
-    kn_cost_fit shared[KN_SCHEDULER_MODELS_MAX][KN_SCHEDULER_DEGREE_MAX - 1]; /* denoise slices in groups of 2 + i */
+    kn_cost_fit shared[KN_SCHEDULER_MODELS_MAX][KN_COST_SHAREABLE][KN_SCHEDULER_DEGREE_MAX - 1]; /* groups of 2 + i */
     kn_cost_fit basis[KN_SCHEDULER_MODELS_MAX][KN_STAGES]; /* as they were when left_ns was last brought up to date */
 } kn_core_device;
 
@@ -160,7 +160,8 @@ static inline bool kn_core_chooses(const kn_scheduler *s, int32_t domain)
     return domain != 0 && !kn_core_plain(s) && s->params.degree_max > 1 && s->params.degree_fixed == 0;
 }
 
-/* Devices that run every denoise slice of this one together; 1 where groups are chosen. */
+/* Devices that run every denoise slice of this one together, and every decode slice that is faster so; 1 where groups
+ * are chosen. */
 static inline int32_t kn_core_fixed(const kn_scheduler *s, int32_t device)
 {
     return s->params.degree_fixed > 1 && s->devices[device].terms.domain != 0 ? s->params.degree_fixed : 1;
@@ -171,9 +172,10 @@ static inline kn_queue *kn_core_plan_of(kn_scheduler *s, int32_t device)
     return &s->devices[s->devices[device].pool].plan;
 }
 
-static inline kn_cost_fit *kn_core_step_fit(kn_core_device *d, int32_t model, int32_t degree)
+/* Of a stage that can be shared where the degree is above 1. */
+static inline kn_cost_fit *kn_core_fit(kn_core_device *d, int32_t model, kn_stage stage, int32_t degree)
 {
-    return degree == 1 ? &d->fits[model][KN_STAGE_DENOISE] : &d->shared[model][degree - 2];
+    return degree == 1 ? &d->fits[model][stage] : &d->shared[model][kn_cost_shareable_of(stage)][degree - 2];
 }
 
 /* What a device's account of aged jobs grows to at most, and goes into debt by: time in which their share comes to an
@@ -200,7 +202,13 @@ int32_t kn_core_in_pool(const kn_scheduler *s, const kn_job_shape *shape, int32_
 int64_t kn_core_least(const kn_scheduler *s, const kn_core_job *job);
 /* Cost of a denoise slice of a job alone, in a group of so many that are like the device. */
 double kn_core_step_ns(const kn_scheduler *s, const kn_core_job *job, int32_t device, int32_t degree);
-/* What a job with this progress still needs there, with every denoise slice in such a group. */
+/* Of all its decode slices from that progress on. */
+double kn_core_decoding_ns(const kn_scheduler *s, const kn_core_job *job, const kn_job_progress *progress,
+                           int32_t device, int32_t degree);
+/* Cost of the job's next slice alone, which can be shared if the degree is above 1. */
+double kn_core_shared_ns(const kn_scheduler *s, const kn_core_job *job, int32_t device, int32_t degree);
+/* What a job with this progress still needs there, with every denoise slice in such a group, and its decode slices
+ * where that is faster. */
 double kn_core_remaining(const kn_scheduler *s, const kn_core_job *job, const kn_job_progress *progress, int32_t device,
                          int32_t degree);
 /* Device time a job still needs on a device; KN_NO_DEVICE: on the one it would likely run on. */
@@ -254,6 +262,10 @@ void kn_core_leave(kn_scheduler *s, int32_t slot);
 /* Progress of a job that has to start again from a checkpoint at `step`. */
 kn_job_progress kn_core_restart(const kn_core_job *job, int32_t step);
 
+/* Memory that each device needs for a share of the job's next slice, beside what it holds; 0: it cannot be shared. */
+uint64_t kn_core_share_bytes(const kn_core_job *job);
+/* Can the next slice of these residents be shared, and has their device room for its share? */
+bool kn_core_can_lead(const kn_scheduler *s, int32_t device, const int32_t *slots, int32_t count);
 /* Can the device help in a slice of the model that needs so much memory? */
 bool kn_core_can_help(const kn_scheduler *s, int32_t device, int32_t leader, int32_t model, uint64_t bytes);
 
@@ -261,7 +273,7 @@ bool kn_core_can_help(const kn_scheduler *s, int32_t device, int32_t leader, int
 
 /* Starts a slice of an idle device that this job leads, on that device alone or in its fixed group. */
 void kn_core_start(kn_scheduler *s, int32_t device, int32_t lead, bool aged, int64_t now_ns, kn_assignment *out);
-/* More idle devices, bit per device, help in a denoise slice that has been started just now. */
+/* More idle devices, bit per device, help in a slice that has been started just now and can be shared. */
 void kn_core_join(kn_scheduler *s, uint64_t helpers, int64_t now_ns, kn_assignment *out);
 /* What the slice would take on so many devices, without loading. */
 double kn_core_slice_ns(const kn_scheduler *s, const kn_assignment *slice, int32_t degree);

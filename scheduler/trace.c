@@ -95,9 +95,11 @@ static void build_world(kn_trace *t, const kn_simulate_params *p)
     memcpy(t->models, models, sizeof models);
     for (int m = 0; m < KN_TRACE_MODELS; m++)
         for (int k = 0; k < KN_STAGES; k++) kn_cost_seed(&t->truth[m][k], &models[m], &truth, (kn_stage)k, 1);
+    static const kn_stage stages[KN_COST_SHAREABLE] = {KN_STAGE_DENOISE, KN_STAGE_DECODE};
     for (int m = 0; m < KN_TRACE_MODELS; m++)
-        for (int32_t degree = 2; degree <= KN_SCHEDULER_DEGREE_MAX; degree++)
-            kn_cost_seed(&t->shared[m][degree - 2], &models[m], &truth, KN_STAGE_DENOISE, degree);
+        for (int k = 0; k < KN_COST_SHAREABLE; k++)
+            for (int32_t degree = 2; degree <= KN_SCHEDULER_DEGREE_MAX; degree++)
+                kn_cost_seed(&t->shared[m][k][degree - 2], &models[m], &truth, stages[k], degree);
     const uint64_t all = (1u << KN_TRACE_MODELS) - 1;
     t->device = (kn_change_device){.memory_bytes = p->tight_memory ? 62 * GIB : 80 * GIB,
                                    .models = (uint32_t)all,
@@ -106,29 +108,36 @@ static void build_world(kn_trace *t, const kn_simulate_params *p)
                                    .seed = told};
 }
 
-static int64_t alone_ns(const kn_trace *t, const kn_job_shape *shape)
+/* With every step, and all decoding, in the group that is fastest for it, of at most so many. */
+static int64_t fastest_ns(const kn_trace *t, const kn_job_shape *shape, int32_t most)
 {
     const kn_job_progress start = {0};
+    double step = 0, decoding = 0;
     kn_cost_work work;
     kn_cost_count(&work, &t->models[shape->model], shape);
-    const kn_cost_fit *truth = t->truth[shape->model];
-    return (int64_t)kn_cost_remaining(truth, kn_cost_predict(&truth[KN_STAGE_DENOISE], work.denoise), &work, shape,
-                                      &start);
+    for (int32_t degree = 1; degree <= most; degree++) {
+        const double step_ns = kn_cost_predict(kn_trace_fit(t, shape->model, KN_STAGE_DENOISE, degree),
+                                               kn_cost_shared_step(&work, &t->seed, degree));
+        const double decoding_ns = kn_cost_decoding(kn_trace_fit(t, shape->model, KN_STAGE_DECODE, degree), &work,
+                                                    shape, &start, &t->seed, degree);
+        step = degree == 1 ? step_ns : fmin(step, step_ns);
+        decoding = degree == 1 ? decoding_ns : fmin(decoding, decoding_ns);
+    }
+    return (int64_t)kn_cost_remaining(t->truth[shape->model], step, decoding, &work, shape, &start);
 }
 
-/* With every step in the group that is fastest for it, as far as there can be such groups. */
+static int64_t alone_ns(const kn_trace *t, const kn_job_shape *shape)
+{
+    return fastest_ns(t, shape, 1);
+}
+
+/* As far as there can be such groups. */
 static int64_t group_ns(const kn_trace *t, const kn_simulate_params *p, const kn_job_shape *shape)
 {
-    const kn_job_progress start = {0};
-    const kn_cost_fit *truth = t->truth[shape->model];
-    const int32_t most = p->degree_max > 0 ? p->degree_max : KN_SCHEDULER_DEGREE_MAX;
-    kn_cost_work work;
-    kn_cost_count(&work, &t->models[shape->model], shape);
-    double step = kn_cost_predict(&truth[KN_STAGE_DENOISE], work.denoise);
-    for (int32_t degree = 2; degree <= most && degree <= p->domain && degree <= p->devices; degree++)
-        step =
-            fmin(step, kn_cost_predict(&t->shared[shape->model][degree - 2], kn_cost_shared(&work, &t->seed, degree)));
-    return (int64_t)kn_cost_remaining(truth, step, &work, shape, &start);
+    int32_t most = p->degree_max > 0 ? p->degree_max : KN_SCHEDULER_DEGREE_MAX;
+    if (most > p->domain) most = p->domain;
+    if (most > p->devices) most = p->devices;
+    return fastest_ns(t, shape, most > 1 ? most : 1);
 }
 
 /* As alone, with every slice's fixed cost shared by the fullest pack. */

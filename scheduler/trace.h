@@ -38,11 +38,17 @@ typedef struct kn_trace {
     int32_t model_count;
     kn_cost_model models[KN_TRACE_MODELS];
     kn_cost_fit truth[KN_TRACE_MODELS][KN_STAGES]; /* what slices really cost, before noise, which only adds */
-    kn_cost_fit shared[KN_TRACE_MODELS][KN_SCHEDULER_DEGREE_MAX - 1]; /* denoise slices in groups of 2 + i */
-    kn_device_seed seed;                                              /* of the truth */
-    kn_change_device device;                                          /* as the scheduler is told */
-    int64_t work_ns;                                                  /* of all jobs, each alone */
+    kn_cost_fit shared[KN_TRACE_MODELS][KN_COST_SHAREABLE][KN_SCHEDULER_DEGREE_MAX - 1]; /* groups of 2 + i */
+    kn_device_seed seed;                                                                 /* of the truth */
+    kn_change_device device;                                                             /* as the scheduler is told */
+    int64_t work_ns;                                                                     /* of all jobs, each alone */
 } kn_trace;
+
+/* What such slices really cost. */
+static inline const kn_cost_fit *kn_trace_fit(const kn_trace *trace, int32_t model, kn_stage stage, int32_t degree)
+{
+    return degree == 1 ? &trace->truth[model][stage] : &trace->shared[model][kn_cost_shareable_of(stage)][degree - 2];
+}
 
 kn_status kn_trace_create(kn_trace *out, const kn_simulate_params *params);
 void kn_trace_release(kn_trace *trace);

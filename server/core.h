@@ -47,9 +47,9 @@ typedef struct kn_seat {
     kn_assignment assignment; /* jobs that dropped out are 0 */
     double busy_seconds;
     uint32_t measured[KN_STAGES]; /* bit per model: the cost of such a slice is known from this device, not guessed */
-    uint32_t measured_shared;     /* the same of shared denoise slices that it led */
-    int32_t domain;               /* 0: not up yet, or always alone */
-    int32_t helps;                /* the device that leads a slice with this one's help, + 1; 0: nobody */
+    uint32_t measured_shared[KN_STAGES];  /* the same of slices that it led */
+    int32_t domain;                       /* 0: not up yet, or always alone */
+    int32_t helps;                        /* the device that leads a slice with this one's help, + 1; 0: nobody */
     const char *seen_leader, *seen_model; /* of a shared slice, as last shown in the metrics; model NULL: none */
     bool down_untold, up_untold;          /* the scheduler hears of it when that slice has ended (together.c) */
 } kn_seat;

@@ -346,13 +346,11 @@ static void measure_slice(kn_server *s, kn_seat *seat, const kn_slice_done *done
     if (done->degree > 1) {
         char degree[12];
         snprintf(degree, sizeof degree, "%d", done->degree);
-        kn_metric_add(s->meters->shared_slices, 1.0, KN_LABELS(degree, done->lost ? "lost" : "done"));
+        kn_metric_add(s->meters->shared_slices, 1.0,
+                      KN_LABELS(degree, kn_slice_name(done->kind), done->lost ? "lost" : "done"));
     }
     if (done->lost) return;
-    if (done->degree > 1)
-        seat->measured_shared |= model;
-    else
-        seat->measured[done->kind] |= model;
+    (done->degree > 1 ? seat->measured_shared : seat->measured)[done->kind] |= model;
     kn_metric_observe(s->meters->stage_seconds, done->seconds, KN_LABELS(kn_slice_name(done->kind)));
     if (done->kind != KN_SLICE_DENOISE) return;
     kn_metric_observe(s->meters->pack_jobs, done->count, KN_NO_LABELS);

@@ -207,7 +207,7 @@ static const family families[] = {
           "Devices that share the slice which this device leads or helps with now; 0: it did before."),
     COUNT(device_assist_seconds, "kinora_device_assist_seconds_total", "seconds", DEVICE, NONE, NONE, false,
           "Time the device helped in slices that others led; part of its busy time."),
-    COUNT(shared_slices, "kinora_shared_slices_total", NULL, DEGREE, SHARED_RESULT, NONE, true,
+    COUNT(shared_slices, "kinora_shared_slices_total", NULL, DEGREE, STAGE, SHARED_RESULT, true,
           "Slices that several devices shared, by how many; lost ones were repeated."),
     COUNT(worker_restarts, "kinora_worker_restarts_total", NULL, DEVICE, NONE, NONE, false,
           "Worker processes started in place of one that ended."),

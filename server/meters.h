@@ -39,7 +39,7 @@ typedef struct kn_meters {
     kn_metric *device_memory_total;     /* device_memory_total_bytes{device} */
     kn_metric *group_members;           /* group_members{device,leader,model}: devices of the slice it shares now */
     kn_metric *device_assist_seconds;   /* device_assist_seconds_total{device}: of the busy time, in others' slices */
-    kn_metric *shared_slices;           /* shared_slices_total{degree,result}: done, lost */
+    kn_metric *shared_slices;           /* shared_slices_total{degree,stage,result}: done, lost */
     kn_metric *worker_restarts;         /* worker_restarts_total{device} */
     kn_metric *model_ready;             /* model_ready{model} */
     kn_metric *model_load_seconds;      /* model_load_seconds{model} */

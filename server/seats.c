@@ -50,7 +50,7 @@ static void end_empty(kn_server *s, int32_t device)
 static int64_t budget_of(const kn_seat *seat, int32_t degree)
 {
     const kn_assignment *a = &seat->assignment;
-    const uint32_t known = degree > 1 ? seat->measured_shared : seat->measured[a->stage];
+    const uint32_t known = (degree > 1 ? seat->measured_shared : seat->measured)[a->stage];
     const int64_t alone = a->expected_ns * (a->degree > 1 ? a->degree : 1);
     return alone / degree * (known >> a->model & 1 ? BUDGET_MEASURED : BUDGET_GUESSED);
 }

@@ -34,10 +34,18 @@ class Groups(ServerCase):
                          wanted)
         self.assertGreaterEqual(self.shared() - before, 2 * STEPS["num_inference_steps"])
         text = self.server.get("/metrics").body.decode()
-        done = re.search(r'kinora_shared_slices_total\{degree="2",result="done"\} (\d+)', text)
+        done = re.search(r'kinora_shared_slices_total\{degree="2",stage="denoise",result="done"\} (\d+)', text)
         self.assertGreaterEqual(int(done[1]), 2 * STEPS["num_inference_steps"])
         helped = re.findall(r'kinora_device_assist_seconds_total\{device="cpu:\d"\} (\S+)', text)
         self.assertGreater(max(float(seconds) for seconds in helped), 0)
+
+    def test_decoding_is_shared(self):
+        """Pictures large enough that, by the first guess, two are faster."""
+        large = {"size": "256x256", "num_inference_steps": 2, "num_frames": 9}
+        wanted = self.alone([5], large)
+        self.assertEqual([self.server.content(self.server.completed(seed=5, **large)["id"])], wanted)
+        line = r'kinora_shared_slices_total\{degree="2",stage="decode",result="done"\} (\d+)'
+        self.assertGreaterEqual(int(re.search(line, self.server.get("/metrics").body.decode())[1]), 1)
 
     def test_what_is_shown_while_it_runs(self):
         video = self.server.create(seed=3, size="128x128", num_inference_steps=200, num_frames=41)["id"]

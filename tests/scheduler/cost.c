@@ -61,15 +61,17 @@ static void adds_up_what_remains(void **state)
     for (int k = 0; k < KN_STAGES; k++) kn_cost_seed(&fits[k], &wan, &seed, (kn_stage)k, 1);
     kn_job_progress p = {0};
     double sum = 0;
+    const double step = kn_cost_predict(&fits[KN_STAGE_DENOISE], work.denoise);
+    const kn_cost_fit *frame = &fits[KN_STAGE_DECODE];
     const double whole =
-        kn_cost_remaining(fits, kn_cost_predict(&fits[KN_STAGE_DENOISE], work.denoise), &work, &shape, &p);
+        kn_cost_remaining(fits, step, kn_cost_decoding(frame, &work, &shape, &p, &seed, 1), &work, &shape, &p);
     static const kn_stage expected[] = {KN_STAGE_TEXT,   KN_STAGE_DENOISE, KN_STAGE_DENOISE, KN_STAGE_DENOISE,
                                         KN_STAGE_DECODE, KN_STAGE_DECODE,  KN_STAGE_MUX,     KN_STAGE_DONE};
     for (int i = 0; i < 8; i++) {
         const kn_stage stage = kn_job_next_stage(&shape, &p);
         assert_int_equal(stage, expected[i]);
-        near(kn_cost_remaining(fits, kn_cost_predict(&fits[KN_STAGE_DENOISE], work.denoise), &work, &shape, &p) + 1,
-             whole - sum + 1, 1e-9);
+        const double decoding = kn_cost_decoding(frame, &work, &shape, &p, &seed, 1);
+        near(kn_cost_remaining(fits, step, decoding, &work, &shape, &p) + 1, whole - sum + 1, 1e-9);
         if (stage == KN_STAGE_DONE) break;
         sum += kn_cost_predict(&fits[stage], kn_cost_next(&work, &shape, &p));
         p.text = true;
@@ -174,7 +176,7 @@ static void counts_groups(void **state)
     near(work.part[4], (work.denoise - attention) / 5 + attention * 3 / 12, 1e-12); /* three of twelve: not 12 / 5 */
     kn_device_seed slow = seed;
     slow.link_bytes_per_second = seed.flop_per_second / 2;
-    near(kn_cost_shared(&work, &slow, 8), work.part[7] + 2 * work.sent[7], 1e-12);
+    near(kn_cost_shared_step(&work, &slow, 8), work.part[7] + 2 * work.sent[7], 1e-12);
     kn_cost_fit one, eight;
     kn_cost_seed(&one, &wan, &seed, KN_STAGE_DENOISE, 1);
     kn_cost_seed(&eight, &wan, &seed, KN_STAGE_DENOISE, 8);
@@ -188,10 +190,50 @@ static void counts_groups(void **state)
     near(eight.rate, 2 * eight.seed_rate, 1e-12);
 }
 
+/* A decode slice in a group: its part of the pixels, and what the decoder remembers, out and back but for the first and
+ * the last frame. */
+static void counts_shared_decoding(void **state)
+{
+    (void)state;
+    const kn_job_shape shape = {.tokens = 100,
+                                .sequences = 1,
+                                .text_tokens = 1,
+                                .steps = 1,
+                                .latent_frames = 4,
+                                .pixels = 1000,
+                                .decoder_bytes = 800};
+    kn_device_seed link = seed;
+    link.decode_efficiency = 0.5;
+    link.link_bytes_per_second = seed.flop_per_second / 4; /* a byte takes as long as four FLOP, two of them decoding */
+    kn_cost_work work;
+    kn_cost_count(&work, &wan, &shape);
+    assert_true(work.remembered == 800);
+    kn_job_progress p = {.step = 1, .text = true};
+    static const int trips[] = {1, 2, 2, 1};
+    double sum = 0, whole = kn_cost_shared_frames(&work, &shape, &p, &link, 8);
+    for (; p.decoded < 4; p.decoded++) {
+        const double flop = p.decoded == 0 ? work.decode_first : work.decode, one = kn_cost_next(&work, &shape, &p);
+        assert_true(one == flop);
+        near(kn_cost_shared(&work, &shape, &p, &link, 8), flop / 8 + trips[p.decoded] * 800 * 0.875 * 2, 1e-12);
+        near(kn_cost_shared_frames(&work, &shape, &p, &link, 8) + 1, whole - sum + 1, 1e-9);
+        sum += kn_cost_shared(&work, &shape, &p, &link, 8);
+    }
+    near(sum, whole, 1e-12);
+    assert_true(kn_cost_shared_frames(&work, &shape, &p, &link, 8) == 0);
+    p.decoded = 0;
+    near(kn_cost_shared_frames(&work, &shape, &p, &link, 1), work.decode_first + 3 * work.decode, 1e-12);
+    kn_cost_fit one, eight;
+    kn_cost_seed(&one, &wan, &seed, KN_STAGE_DECODE, 1);
+    kn_cost_seed(&eight, &wan, &seed, KN_STAGE_DECODE, 8);
+    near(eight.fixed - one.fixed, 12000.0 * 216, 1e-9);
+    assert_true(eight.rate == one.rate);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(counts_groups),
+        cmocka_unit_test(counts_shared_decoding),
         cmocka_unit_test(counts_flop),
         cmocka_unit_test(adds_up_what_remains),
         cmocka_unit_test(fits_what_is_measured),

@@ -298,7 +298,8 @@ static void learns_what_groups_take(void **state)
         const kn_slice_job end = {1, h.progress[1], h.progress[1].step};
         h.now_ns += 2 * seeded;
         h.ends_ns[a->device] = 0;
-        const kn_change change = {.kind = KN_CHANGE_SLICE_DONE, .slice = {a->device, 2 * seeded, 1, &end}};
+        const kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
+                                  .slice = {.device = a->device, .measured_ns = 2 * seeded, .count = 1, .jobs = &end}};
         assert_int_equal(harness_tell(&h, &change), KN_OK);
     }
     assert_true(last > 19 * seeded / 10 && last < 21 * seeded / 10);
@@ -330,6 +331,167 @@ static void learns_nothing_from_another_degree(void **state)
     h.ends_ns[was.device] = 0;
     assert_true(run_to(&h, 1, KN_STAGE_DENOISE)->expected_ns == was.expected_ns);
     kn_scheduler_destroy(&h.s);
+}
+
+/* ---- decoding ---- */
+
+enum { FRAMES = 3, FRAME_MS = 300 };
+
+/* A decode slice is FRAME_MS of work on one device. */
+static void open_decoding(harness *h, int32_t devices, uint64_t memory_bytes, double link)
+{
+    kn_cost_model model = wide;
+    model.decode_flop = FRAME_MS * 1e9;
+    harness_open(h, &(kn_scheduler_params){0});
+    assert_int_equal(kn_scheduler_set_model(h->s, MODEL, &model), KN_OK);
+    for (int32_t i = 0; i < devices; i++) {
+        kn_change up = group_device(i, 1);
+        up.device.memory_bytes = memory_bytes;
+        up.device.seed.link_bytes_per_second = link;
+        assert_int_equal(harness_tell(h, &up), KN_OK);
+    }
+}
+
+static void admit_decoding(harness *h, uint64_t key, int32_t frames, int64_t within_ns)
+{
+    kn_job_shape shape = wide_shape();
+    shape.latent_frames = frames;
+    const kn_job_terms terms = {.deadline_ns = within_ns > 0 ? h->now_ns + within_ns : KN_SCHEDULER_NO_DEADLINE,
+                                .priority = KN_PRIORITY_DEFAULT};
+    assert_int_equal(harness_admit(h, key, &shape, terms), KN_OK);
+}
+
+static void decoding_is_shared(void **state)
+{
+    (void)state;
+    harness h;
+    open_decoding(&h, DEVICES, 1000 * MIB, 0);
+    admit_decoding(&h, 1, FRAMES, 0);
+    for (int32_t i = 0; i < FRAMES; i++) {
+        const kn_assignment *a = run_to(&h, 1, KN_STAGE_DECODE);
+        assert_int_equal(a->degree, DEVICES);
+        assert_true(a->expected_ns > FRAME_MS * MS / DEVICES && a->expected_ns < FRAME_MS * MS / 4);
+        harness_end(&h);
+    }
+    assert_int_equal(run_to(&h, 1, KN_STAGE_MUX)->degree, 1);
+    harness_run(&h, 100 * SECOND);
+    assert_int_equal(h.done, 1);
+    kn_scheduler_destroy(&h.s);
+}
+
+/* Everybody is busy with a job of its own, or one is urgent and gets what it needs while it decodes too. */
+static void deadlines_count_on_shared_decoding(void **state)
+{
+    (void)state;
+    harness h;
+    kn_admission answer;
+    open_decoding(&h, DEVICES, 1000 * MIB, 0);
+    kn_job_shape shape = wide_shape();
+    shape.steps = 1;
+    shape.latent_frames = 20; /* six seconds alone */
+    kn_job_terms terms = {.tenant_weight = 1, .deadline_ns = h.now_ns + 1500 * MS, .promised = true};
+    assert_int_equal(kn_scheduler_admission(h.s, &shape, &terms, h.now_ns, &answer), KN_OK);
+    assert_int_equal(answer.verdict, KN_VERDICT_FITS);
+    assert_int_equal(harness_admit(&h, 1, &shape, terms), KN_OK);
+    for (uint64_t key = 2; key <= 5; key++) admit_decoding(&h, key, FRAMES, 0);
+    harness_run(&h, 100 * SECOND);
+    assert_true(h.done_ns[1] > 0 && h.done_ns[1] <= 1500 * MS + 1);
+    assert_int_equal(h.done, 5);
+    kn_scheduler_destroy(&h.s);
+}
+
+/* The leader needs a share's decoder beside the whole one, a helper the share's. */
+static void shared_decoding_needs_memory(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t mib;
+        int32_t degree;
+    } cases[] = {{100 + 10 + 40 + 40, 2}, {100 + 10 + 40 + 39, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        harness h;
+        open_decoding(&h, 2, cases[i].mib * MIB, 0);
+        admit_decoding(&h, 1, FRAMES, 0);
+        assert_int_equal(run_to(&h, 1, KN_STAGE_DENOISE)->degree, 2);
+        for (int32_t k = 0; k < FRAMES; k++) {
+            assert_int_equal(run_to(&h, 1, KN_STAGE_DECODE)->degree, cases[i].degree);
+            harness_end(&h);
+        }
+        kn_scheduler_destroy(&h.s);
+    }
+}
+
+/* What a decoder remembers is too much for a slow link; a single frame leaves nothing to remember. */
+static void a_slow_link_decodes_alone(void **state)
+{
+    (void)state;
+    harness h;
+    open_decoding(&h, DEVICES, 1000 * MIB, 1e8);
+    admit_decoding(&h, 1, FRAMES, 0);
+    assert_true(run_to(&h, 1, KN_STAGE_DENOISE)->degree > 1);
+    assert_int_equal(run_to(&h, 1, KN_STAGE_DECODE)->degree, 1);
+    harness_run(&h, 100 * SECOND);
+    admit_decoding(&h, 2, 1, 0);
+    assert_int_equal(run_to(&h, 2, KN_STAGE_DECODE)->degree, DEVICES);
+    kn_scheduler_destroy(&h.s);
+}
+
+/* Denoise and decode slices of one degree are measured apart. */
+static void learns_decoding_apart(void **state)
+{
+    (void)state;
+    harness h;
+    open_decoding(&h, DEVICES, 1000 * MIB, 0);
+    admit_decoding(&h, 1, 8, 0);
+    const int64_t step_ns = run_to(&h, 1, KN_STAGE_DENOISE)->expected_ns;
+    run_to(&h, 1, KN_STAGE_DECODE);
+    harness_end(&h);
+    int64_t seeded = 0, last = 0;
+    for (int32_t k = 0; k < 5; k++) {
+        const kn_assignment *a = run_to(&h, 1, KN_STAGE_DECODE);
+        assert_int_equal(a->degree, DEVICES);
+        last = a->expected_ns;
+        if (k == 0) seeded = last;
+        h.progress[1].decoded++;
+        const kn_slice_job end = {1, h.progress[1], h.progress[1].step};
+        h.now_ns += 2 * seeded;
+        h.ends_ns[a->device] = 0;
+        const kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
+                                  .slice = {.device = a->device, .measured_ns = 2 * seeded, .count = 1, .jobs = &end}};
+        assert_int_equal(harness_tell(&h, &change), KN_OK);
+    }
+    assert_true(last > 19 * seeded / 10 && last < 21 * seeded / 10);
+    harness_run(&h, 100 * SECOND);
+    admit_decoding(&h, 2, 1, 0);
+    const kn_assignment *a = run_to(&h, 2, KN_STAGE_DENOISE);
+    assert_int_equal(a->degree, DEVICES);
+    assert_true(a->expected_ns > step_ns - MS && a->expected_ns < step_ns + MS);
+    kn_scheduler_destroy(&h.s);
+}
+
+/* Its job goes back to its last step, and decodes from the first frame on. */
+static void death_while_decoding(void **state)
+{
+    (void)state;
+    harness h;
+    for (int32_t member = 0; member < 2; member++) {
+        open_decoding(&h, 4, 1000 * MIB, 0);
+        admit_decoding(&h, 1, FRAMES, 0);
+        run_to(&h, 1, KN_STAGE_DECODE);
+        harness_end(&h);
+        const kn_assignment was = *run_to(&h, 1, KN_STAGE_DECODE);
+        assert_int_equal(was.degree, 4);
+        const kn_change down = {.kind = KN_CHANGE_DEVICE_DOWN, .device = {.index = was.members[member]}};
+        assert_int_equal(harness_tell(&h, &down), KN_OK);
+        h.ends_ns[was.device] = 0;
+        h.progress[1] = (kn_job_progress){.step = STEPS};
+        const kn_assignment *a = run_to(&h, 1, KN_STAGE_DECODE);
+        assert_int_equal(a->start_mask, 1);
+        for (int32_t i = 0; i < a->degree; i++) assert_int_not_equal(a->members[i], was.members[member]);
+        harness_run(&h, 100 * SECOND);
+        assert_int_equal(h.done, 1);
+        kn_scheduler_destroy(&h.s);
+    }
 }
 
 /* Every member's time is charged, to the tenant and to the device. */
@@ -422,6 +584,12 @@ int main(void)
         cmocka_unit_test(fixed_groups),
         cmocka_unit_test(learns_what_groups_take),
         cmocka_unit_test(learns_nothing_from_another_degree),
+        cmocka_unit_test(decoding_is_shared),
+        cmocka_unit_test(deadlines_count_on_shared_decoding),
+        cmocka_unit_test(shared_decoding_needs_memory),
+        cmocka_unit_test(a_slow_link_decodes_alone),
+        cmocka_unit_test(learns_decoding_apart),
+        cmocka_unit_test(death_while_decoding),
         cmocka_unit_test(charges_all_members),
         cmocka_unit_test(promises_count_on_groups),
         cmocka_unit_test(refuses_what_contradicts),

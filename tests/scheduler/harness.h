@@ -158,7 +158,9 @@ static inline bool harness_end(harness *h)
         }
         ends[i] = (kn_slice_job){a->jobs[i], *p, p->step};
     }
-    const kn_change change = {.kind = KN_CHANGE_SLICE_DONE, .slice = {device, a->expected_ns, a->count, ends}};
+    const kn_change change = {
+        .kind = KN_CHANGE_SLICE_DONE,
+        .slice = {.device = device, .measured_ns = a->expected_ns, .count = a->count, .jobs = ends}};
     assert_int_equal(harness_tell(h, &change), KN_OK);
     return true;
 }

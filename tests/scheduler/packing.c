@@ -28,12 +28,12 @@ static kn_packed *add(kn_packing *p, double steps, int64_t within_ns)
     kn_packed job = {.slot = p->count,
                      .ready_ns = p->now_ns,
                      .deadline_ns = p->now_ns + within_ns,
-                     .steps = steps,
+                     .denoise.slices = steps,
                      .largest = DEVICES,
                      .burden = (float)steps};
     for (int32_t d = 1; d <= DEVICES; d++) {
-        job.step[d] = 1e9 / d;
-        job.best[d] = d;
+        job.denoise.each[d] = 1e9 / d;
+        job.denoise.best[d] = d;
     }
     const int32_t before = p->count;
     kn_packing_add(p, &job);
@@ -137,7 +137,7 @@ static void counts_demand(void **state)
     kn_packing p;
     open_packing(&p);
     kn_packed *job = add(&p, 8, 10000 * MS);
-    for (int32_t d = 2; d <= DEVICES; d++) job->step[d] = 1e9 / d + 5e7; /* groups cost something */
+    for (int32_t d = 2; d <= DEVICES; d++) job->denoise.each[d] = 1e9 / d + 5e7; /* groups cost something */
     assert_true(kn_packing_demand(job, p.now_ns) == 8e9);
     job->deadline_ns = p.now_ns + 4400 * MS; /* all of them on two devices */
     const double two = kn_packing_demand(job, p.now_ns);
@@ -148,6 +148,32 @@ static void counts_demand(void **state)
     job->deadline_ns = p.now_ns + 1000 * MS; /* impossible: all it can use */
     assert_true(kn_packing_demand(job, p.now_ns) > 9.5e9);
     assert_true(kn_packing_least(job) > 2.3999e9 && kn_packing_least(job) < 2.4001e9);
+}
+
+/* Decoding is shared as well, in groups of its own size, and what comes last is not. */
+static void decodes_in_groups(void **state)
+{
+    (void)state;
+    kn_packing p;
+    open_packing(&p);
+    kn_packed *job = add(&p, 8, 3600 * MS);
+    job->decode.slices = 4;
+    for (int32_t d = 1; d <= DEVICES; d++) {
+        job->decode.each[d] = d == 1 ? 1e9 : d == 2 ? 6e8 : 3e8; /* no faster on four than on three */
+        job->decode.best[d] = d < 3 ? d : 3;
+    }
+    job->tail_ns = 100 * MS;
+    assert_int_equal(kn_packing_lay(&p), 1);
+    near_ms(job->done_ns - p.now_ns, 2000 + 1200 + 100);
+    assert_true(kn_packing_least(job) > 3.2999e9 && kn_packing_least(job) < 3.3001e9);
+    job->deadline_ns = p.now_ns + 1000 * MS; /* impossible: two seconds on four, 1.2 on three */
+    const double all = kn_packing_demand(job, p.now_ns);
+    assert_true(all > 11.6999e9 && all < 11.7001e9);
+    job->denoise.slices = 0; /* only decoding is left */
+    job->deadline_ns = p.now_ns + 1500 * MS;
+    assert_int_equal(kn_packing_lay(&p), 1);
+    assert_int_equal(job->devices, 3);
+    near_ms(job->done_ns - p.now_ns, 1200 + 100);
 }
 
 static void keeps_the_earliest(void **state)
@@ -179,6 +205,7 @@ int main(void)
         cmocka_unit_test(shares_in_order_of_deadline),
         cmocka_unit_test(drops_the_heaviest),
         cmocka_unit_test(counts_demand),
+        cmocka_unit_test(decodes_in_groups),
         cmocka_unit_test(keeps_the_earliest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

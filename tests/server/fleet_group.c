@@ -151,6 +151,47 @@ static void test_any_members_and_deaths(void **state)
     plan_destroy(p);
 }
 
+/* Deaths in shared decode slices: the helper's and the leader's, in each of them once. */
+static struct decode_death {
+    int32_t slice, seen; /* shared decode slices: in which, of how many so far */
+    int32_t member;      /* whose; the leader is 0 */
+    bool done;
+} decode_death;
+
+static void kill_while_decoding(plan *p, int32_t device, kn_slice_kind kind)
+{
+    kn_device_health health;
+    if (kind != KN_SLICE_DECODE || decode_death.done) return;
+    kn_fleet_health(p->fleet, device, &health);
+    if (health.degree < 2 || decode_death.seen++ < decode_death.slice) return;
+    kn_fleet_health(p->fleet, health.members[decode_death.member], &health);
+    decode_death.done = kill(health.pid, SIGKILL) == 0;
+}
+
+static void test_deaths_while_decoding(void **state)
+{
+    (void)state;
+    enum { FRAMES = 3 }; /* latent ones */
+    uint8_t wanted[KN_SHA256_BYTES];
+    make_alone(cpus[0], "a ball", 1, wanted);
+    for (int32_t i = 0; i < 2 * FRAMES; i++) {
+        decode_death = (struct decode_death){.slice = i / 2, .member = i % 2};
+        plan *p = plan_create(cpus, 3);
+        p->idle = true;
+        p->choose = choose_all;
+        p->on_run = kill_while_decoding;
+        wait_all_loaded(p, 3);
+        p->idle = false;
+        const plan_job *j = plan_add(p, 1, "a ball", 1);
+        plan_finish(p);
+        assert_true(decode_death.done);
+        expect_same(p, j, wanted);
+        if (decode_death.member > 0) /* the video and its pictures, once; a dead leader leaves what it had open */
+            assert_int_equal(plan_count_files(p, "blobs"), 3);
+        plan_destroy(p);
+    }
+}
+
 /* ---- accidents at one moment ---- */
 
 /* One job on the first of two scripted devices; the second helps. */
@@ -321,12 +362,19 @@ int main(int argc, char **argv)
 {
     fleeting_worker(argc, argv);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_two_make_one),       cmocka_unit_test(test_any_members_and_deaths),
-        cmocka_unit_test(test_a_helper_dies),      cmocka_unit_test(test_a_leader_dies),
-        cmocka_unit_test(test_a_helper_stops),     cmocka_unit_test(test_a_helper_hangs),
-        cmocka_unit_test(test_a_leader_hangs),     cmocka_unit_test(test_a_helper_without_memory),
-        cmocka_unit_test(test_a_slow_helper),      cmocka_unit_test(test_survivors_go_on),
-        cmocka_unit_test(test_groups_are_bounded), cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_two_make_one),
+        cmocka_unit_test(test_any_members_and_deaths),
+        cmocka_unit_test(test_deaths_while_decoding),
+        cmocka_unit_test(test_a_helper_dies),
+        cmocka_unit_test(test_a_leader_dies),
+        cmocka_unit_test(test_a_helper_stops),
+        cmocka_unit_test(test_a_helper_hangs),
+        cmocka_unit_test(test_a_leader_hangs),
+        cmocka_unit_test(test_a_helper_without_memory),
+        cmocka_unit_test(test_a_slow_helper),
+        cmocka_unit_test(test_survivors_go_on),
+        cmocka_unit_test(test_groups_are_bounded),
+        cmocka_unit_test(test_calls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
