@@ -185,7 +185,7 @@ static kn_status append(kn_server *s, upload *u, const uint8_t *data, size_t cou
         u->bytes = grown;
         u->room = room;
     }
-    memcpy(u->bytes + u->count, data, count);
+    if (count > 0) memcpy(u->bytes + u->count, data, count);
     u->count += count;
     return KN_OK;
 }
