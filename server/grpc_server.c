@@ -24,9 +24,10 @@ enum {
     UPLOAD_BYTES = 64 << 10,  /* the same where most of it is messages, which cost little to take */
     OUTPUT_BYTES = 128 << 10, /* of a connection, waiting for the system */
     SLICE_BYTES = 4 << 10,    /* read before what came of it is sent */
-    PIECE_BYTES = 1 << 10,    /* the same of a connection that waited for its turn: no more until the next one */
-    SHED_STREAMS = 32,        /* the same of what a client that is gone has left behind */
-    DISCARD_BYTES = 64 << 10, /* what still comes behind the end of a connection, at a time */
+    PIECE_BYTES = 512,        /* the same of a connection that has to wait for its turns */
+    PIECE_NS = 10000,         /* of a turn: no slice begins later */
+    SHED_STREAMS = 16,        /* the same of what a client that is gone has left behind */
+    DISCARD_BYTES = 16 << 10, /* what still comes behind the end of a connection, at a time */
     TURN_BYTES = 2 << 20,     /* sent of one connection before the others have their turn */
 };
 
@@ -138,15 +139,18 @@ static bool receive_slice(kn_grpc_connection *c, struct evbuffer *input)
 
 static void receive(kn_grpc_connection *c)
 {
+    const kn_grpc_server *s = c->server;
     struct evbuffer *input = bufferevent_get_input(c->stream);
     const size_t waiting = evbuffer_get_length(input), data_before = c->data_bytes;
+    const int64_t enough_ns = s->now_ns + PIECE_NS;
     if (c->closing) {
         discard(c, input);
         return;
     }
+    if (waiting == 0) flush(c); /* the server's own first words */
     do {
         if (evbuffer_get_length(input) > 0 && !receive_slice(c, input)) return;
-    } while (evbuffer_get_length(input) > 0 && kn_standing_good(&c->standing));
+    } while (evbuffer_get_length(input) > 0 && (s->now_ns < enough_ns || kn_standing_good(&c->standing)));
     if (evbuffer_get_length(input) > 0) wait_for_turn(c);
     const bool uploads = c->data_bytes - data_before > waiting / 2;
     if (uploads == c->uploads) return;
@@ -250,7 +254,6 @@ bool kn_grpc_server_take(kn_grpc_server *s, kn_http_taken *taken, struct buffere
     bufferevent_setwatermark(stream, EV_READ, 0, UPLOAD_BYTES);
     bufferevent_setwatermark(stream, EV_WRITE, OUTPUT_BYTES / 2, 0);
     bufferevent_setcb(stream, on_read, on_write, on_event, c);
-    bufferevent_enable(stream, EV_WRITE);
     if (s->draining) kn_h2_goaway(c->h2, KN_H2_NO_ERROR, "draining");
     wait_for_turn(c);
     return true;
