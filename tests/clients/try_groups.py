@@ -6,7 +6,7 @@ import random
 import re
 import signal
 
-from harness import ServerCase, wait_for
+from harness import ROOT, ServerCase, wait_for
 
 STEPS = {"num_inference_steps": 40, "num_frames": 9}
 
@@ -92,6 +92,47 @@ class Groups(ServerCase):
             if kills == 5:
                 return
         self.fail(f"only {kills} of 50 videos were caught while two devices shared a slice")
+
+
+class ChosenDegrees(ServerCase):
+    """Nobody says how many devices a slice gets: a lone job is helped, and one among many works alone."""
+    device = "cpu*4"
+    larger = "wan21-head128"  # steps of a few milliseconds, which by the first guess are worth sharing
+    size = {"model": larger, "size": "160x160", "num_inference_steps": 12, "num_frames": 9}
+    urgency = ({"service_tier": "flex"}, {}, {"service_tier": "priority"}, {"deadline": 600})
+
+    @classmethod
+    def add_model(cls, server):
+        (server.home / "models" / cls.larger).symlink_to(ROOT / "tests/golden" / cls.larger / "model")
+        return server
+
+    @classmethod
+    def prepare(cls):
+        cls.add_model(cls.server)
+
+    def denoise_slices(self):
+        """Shared ones, and those that ran on one device."""
+        text = self.server.get("/metrics").body.decode()
+        shared = re.findall(r'kinora_shared_slices_total\{degree="\d",stage="denoise",result="done"\} (\d+)', text)
+        every = re.search(r'kinora_stage_seconds_count\{stage="denoise"\} (\d+)', text)
+        shared = sum(int(count) for count in shared)
+        return shared, (int(every[1]) if every else 0) - shared
+
+    def test_same_bytes(self):
+        seeds = range(8)
+        one = self.add_model(self.another(device="cpu")).start()
+        wanted = [one.content(one.completed(seed=seed, **self.size)["id"]) for seed in seeds]
+        one.close()
+        wait_for("four devices", lambda: all(d["state"] == "ready" for d in devices(self.server)))
+        lone = self.server.completed(seed=0, **self.size)["id"]
+        self.assertEqual(self.server.content(lone), wanted[0])
+        shared, alone = self.denoise_slices()
+        self.assertGreater(shared, 0, f"a lone job was never helped; {alone} slices ran on one device")
+        videos = [self.server.create(seed=seed, **self.size, **self.urgency[seed % 4])["id"] for seed in seeds]
+        for seed, video in zip(seeds, videos):
+            self.server.await_status(video, "completed")
+            self.assertEqual(self.server.content(video), wanted[seed], f"seed {seed}, {self.urgency[seed % 4]}")
+        self.assertGreater(self.denoise_slices()[1], alone, "eight jobs on four devices, and none worked alone")
 
 
 class NoGroups(ServerCase):
