@@ -41,6 +41,7 @@ typedef struct kn_device_info {
     uint64_t memory_bytes; /* total */
     bool native_bf16;      /* bf16 products at full rate */
     bool host_memory;      /* device pointers can be read and written by the host */
+    int32_t domain;        /* devices of one kind and domain can share slices; 0: it is always alone */
 } kn_device_info;
 
 void kn_device_describe(const kn_device *device, kn_device_info *out);

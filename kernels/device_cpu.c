@@ -163,6 +163,7 @@ kn_status kn_device_cpu_open(kn_device **out, const kn_device_params *params)
     info->memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     info->native_bf16 = isa >= KN_ISA_AVX512BF16;
     info->host_memory = true;
+    info->domain = 1;
     *out = device;
     return KN_OK;
 

@@ -204,12 +204,18 @@ void kn_core_seed(kn_core_device *d, int32_t index, const kn_cost_model *model)
             kn_cost_seed(kn_core_fit(d, index, (kn_stage)k, degree), model, &d->terms.seed, (kn_stage)k, degree);
 }
 
-/* The pool a device belongs to from its first UP on. */
-static int32_t pool_of(const kn_scheduler *s, int32_t device, int32_t domain)
+static bool same_kind(const kn_core_device *a, const kn_core_device *b)
 {
-    if (!kn_core_chooses(s, domain)) return device;
+    return a->terms.domain == b->terms.domain && memcmp(&a->terms.seed, &b->terms.seed, sizeof a->terms.seed) == 0;
+}
+
+/* The pool a device belongs to from its first UP on: others of its domain and kind. */
+static int32_t pool_of(const kn_scheduler *s, int32_t device)
+{
+    const kn_core_device *d = &s->devices[device];
+    if (!kn_core_chooses(s, d->terms.domain)) return device;
     for (int32_t i = 0; i < KN_SCHEDULER_DEVICES_MAX; i++)
-        if (s->devices[i].known && s->devices[i].terms.domain == domain) return s->devices[i].pool;
+        if (s->devices[i].known && same_kind(&s->devices[i], d)) return s->devices[i].pool;
     return device;
 }
 
@@ -225,7 +231,7 @@ static void open_device(kn_scheduler *s, int32_t device)
     const int32_t first = first_of_group(s, device);
     const kn_core_device *d = &s->devices[device];
     for (int32_t i = first; i < first + kn_core_fixed(s, device); i++)
-        if (!s->devices[i].up || s->devices[i].terms.domain != d->terms.domain) return;
+        if (!s->devices[i].up || !same_kind(&s->devices[i], d)) return;
     s->up |= UINT64_C(1) << first;
     if (!s->devices[first].busy) s->idle |= UINT64_C(1) << first;
 }
@@ -280,7 +286,7 @@ static kn_status device_up(kn_scheduler *s, const kn_change_device *change)
         d->plan = kn_queue_empty();
         d->shed = KN_NO_SLOT;
         d->leader = change->index;
-        d->pool = pool_of(s, change->index, change->domain);
+        d->pool = pool_of(s, change->index);
         s->devices[d->pool].members |= UINT64_C(1) << change->index;
     }
     d->known = d->up = true;
@@ -410,7 +416,7 @@ static void learn_group(kn_scheduler *s, const kn_core_device *leader, double wo
 {
     for (uint64_t up = s->up & s->devices[leader->pool].members; up; up &= up - 1) {
         kn_core_device *d = &s->devices[__builtin_ctzll(up)];
-        if (memcmp(&d->terms.seed, &leader->terms.seed, sizeof d->terms.seed) != 0) continue;
+        if (!same_kind(d, leader)) continue; /* its seed has changed since */
         kn_cost_learn(kn_core_fit(d, leader->running_model, leader->running_stage, leader->running_degree), work,
                       measured_ns);
         follow(d, leader->running_model, leader->running_stage);

@@ -22,7 +22,8 @@ typedef struct checked_job {
 typedef struct checked_device {
     bool up, busy;
     int32_t domain, leader; /* leader: of the slice it is busy with */
-    int64_t idle_ns;        /* since when it has idled while jobs waited; 0: it has not */
+    kn_device_seed seed;
+    int64_t idle_ns; /* since when it has idled while jobs waited; 0: it has not */
     uint32_t models;
     uint64_t memory_bytes;
     uint64_t held[HELD_MAX]; /* keys of the jobs that hold memory there */
@@ -192,6 +193,7 @@ void kn_check_change(kn_check *c, const kn_change *change, int64_t now_ns)
     case KN_CHANGE_DEVICE_UP:
         c->devices[change->device.index].up = true;
         c->devices[change->device.index].domain = change->device.domain;
+        c->devices[change->device.index].seed = change->device.seed;
         c->devices[change->device.index].models = change->device.models;
         c->devices[change->device.index].memory_bytes = change->device.memory_bytes;
         break;
@@ -270,6 +272,8 @@ static void check_group(kn_check *c, const kn_assignment *a, int64_t now_ns)
         if (member->busy) violated(c, now_ns, "device %d is in two slices", a->members[i]);
         if (i > 0 && (member->domain == 0 || member->domain != c->devices[a->device].domain))
             violated(c, now_ns, "devices %d and %d are of two domains", a->device, a->members[i]);
+        if (memcmp(&member->seed, &c->devices[a->device].seed, sizeof member->seed) != 0)
+            violated(c, now_ns, "devices %d and %d are of two kinds", a->device, a->members[i]);
         member->busy = true;
         member->leader = a->device;
     }

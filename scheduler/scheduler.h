@@ -201,8 +201,8 @@ typedef struct kn_change_device {
     uint32_t loadable;     /* bit per model index: loaded or can be */
     int64_t load_ns;       /* UP: what loading a model is expected to take; MODEL_LOADED: what it took */
     kn_device_seed seed;
-    int32_t domain;     /* UP: devices of the same domain and with the same seed can form groups; 0: this one is alone.
-                           The same at every UP of a device */
+    int32_t domain;     /* UP: devices of the same domain and with the same seed at their first UP can form groups;
+                           0: this one is alone. The same at every UP of a device */
     int32_t degree_max; /* UP: largest group it can be in; 0: KN_SCHEDULER_DEGREE_MAX */
 } kn_change_device;
 

@@ -153,9 +153,8 @@ static void describe(const void *self, kn_device_info *out)
                             .tier = "fake",
                             .threads = 1,
                             .memory_bytes = (uint64_t)f->script.memory_mb << 20,
-                            .host_memory = true};
-    if (f->script.domain > 0)
-        snprintf(out->description, sizeof out->description, "scripted device of domain %d", f->script.domain);
+                            .host_memory = true,
+                            .domain = f->script.domain};
 }
 
 static kn_status load(void *self, void **out, const char *name, const char *folder, uint64_t *bytes)

@@ -17,14 +17,14 @@ enum { ALONE_MS = 10 * 1000 }; /* a job whose group was lost has none for so lon
 static bool same_kind(const kn_device_info *a, const kn_device_info *b)
 {
     return a->host_memory == b->host_memory && strcmp(a->tier, b->tier) == 0 &&
-           strcmp(a->description, b->description) == 0;
+           strcmp(a->description, b->description) == 0 && a->domain == b->domain;
 }
 
-/* GPUs talk through NCCL. A scripted device is alone unless its script names a domain (runner_fake.c). */
+/* GPUs talk through NCCL. */
 static bool can_share(const kn_device_info *info)
 {
     static int nccl = -1;
-    if (strcmp(info->tier, "fake") == 0) return strstr(info->description, "domain") != NULL;
+    if (info->domain == 0) return false;
     if (info->host_memory) return true;
     if (nccl < 0) nccl = kn_comm_nccl_available(NULL) == KN_OK;
     if (!nccl) kn_log(KN_LOG_WARNING, "GPUs work alone: %s", kn_fail_message());

@@ -178,7 +178,8 @@ Offset<void> put_up(FlatBufferBuilder &b, const kn_device_info &in)
 {
     const auto name = b.CreateString(in.name), description = b.CreateString(in.description);
     const auto tier = b.CreateString(in.tier);
-    return kn_link::CreateUp(b, name, description, tier, in.threads, in.memory_bytes, in.native_bf16, in.host_memory)
+    return kn_link::CreateUp(b, name, description, tier, in.threads, in.memory_bytes, in.native_bf16, in.host_memory,
+                             in.domain)
         .Union();
 }
 
@@ -546,6 +547,8 @@ kn_status get_up(kn_device_info &out, const kn_link::Up *in, const char *kind)
     out.memory_bytes = in->memory_bytes();
     out.native_bf16 = in->native_bf16();
     out.host_memory = in->host_memory();
+    if (in->domain() < 0) KN_TRY(refuse(kind, "domain", "is negative"));
+    out.domain = in->domain();
 fail:
     return st;
 }

@@ -387,6 +387,7 @@ static kn_status describe(device_cuda *device, const char *prefix)
     info->memory_bytes = properties.totalGlobalMem;
     info->native_bf16 = true;
     info->host_memory = false;
+    info->domain = 1; /* NCCL finds a way between any two GPUs of a machine */
     if (device->sm < 80)
         return kn_fail(KN_UNAVAILABLE, "%s is a %s; compute capability 8.0 or newer is needed", info->name,
                        info->description);

@@ -122,6 +122,37 @@ static void domains_and_limits_bound_a_group(void **state)
     kn_scheduler_destroy(&h.s);
 }
 
+/* Two fast devices and six slow ones in one domain are two pools: groups are of one kind, and nobody counts on others.
+ */
+static void kinds_are_counted_apart(void **state)
+{
+    (void)state;
+    enum { FAST = 2 };
+    harness h;
+    for (int32_t fixed = 0; fixed <= 4; fixed += 4) {
+        open_group(&h, &(kn_scheduler_params){.degree_fixed = fixed}, FAST, 1);
+        for (int32_t i = FAST; i < DEVICES; i++) {
+            kn_change up = group_device(i, 1);
+            up.device.seed.flop_per_second /= 100;
+            assert_int_equal(harness_tell(&h, &up), KN_OK);
+        }
+        const kn_job_shape shape = wide_shape();
+        const kn_job_terms terms = {.tenant_weight = 1, .deadline_ns = h.now_ns + 1200 * MS, .promised = true};
+        kn_admission answer; /* 3.5 s on one fast device, 1.8 on two */
+        assert_int_equal(kn_scheduler_admission(h.s, &shape, &terms, h.now_ns, &answer), KN_OK);
+        assert_int_equal(answer.verdict, KN_VERDICT_DEADLINE);
+        admit_wide(&h, 1, 0);
+        admit_wide(&h, 2, 0);
+        for (uint64_t key = 1; key <= 2; key++) {
+            const kn_assignment *a = run_to(&h, key, KN_STAGE_DENOISE);
+            if (fixed > 0) assert_int_equal(a->device, 4); /* 0 .. 3 are of two kinds, and no group */
+            for (int32_t i = 0; i < a->degree; i++) assert_int_equal(a->members[i] < FAST, a->device < FAST);
+            assert_true(a->degree <= (a->device < FAST ? FAST : DEVICES - FAST));
+        }
+        kn_scheduler_destroy(&h.s);
+    }
+}
+
 /* Two devices each and all are in time; one each and none is, four each and two are. */
 static void deadlines_choose_the_degree(void **state)
 {
@@ -575,6 +606,7 @@ int main(void)
         cmocka_unit_test(lone_job_gets_all_devices),
         cmocka_unit_test(no_groups_without_a_domain),
         cmocka_unit_test(domains_and_limits_bound_a_group),
+        cmocka_unit_test(kinds_are_counted_apart),
         cmocka_unit_test(deadlines_choose_the_degree),
         cmocka_unit_test(urgent_and_patient),
         cmocka_unit_test(nobody_waits_for_a_group),

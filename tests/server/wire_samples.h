@@ -108,6 +108,7 @@ static inline kn_wire_message sample_message(kn_wire_kind kind, int32_t count)
         m.up = (kn_device_info){.name = "cpu", .description = "A processor", .tier = "avx512", .threads = 8};
         m.up.memory_bytes = 1 << 30;
         m.up.native_bf16 = m.up.host_memory = true;
+        m.up.domain = 3;
         break;
     case KN_WIRE_BEAT: m.beat = 12; break;
     case KN_WIRE_STARTED: m.outcome = sample_outcome(0); break;
