@@ -4,8 +4,8 @@
  * against which every assignment is held.
  *
  *   - a device is in one slice at a time, and only while it is up
- *   - the members of a group are distinct, of one domain and kind, have loaded the model and room for the jobs' workspace or
- *     decoder; only denoise and decode slices have a group, and it is not larger than allowed
+ *   - the members of a group are distinct, of one domain and kind, have loaded the model and room for the jobs'
+ * workspace or decoder; only denoise and decode slices have a group, and it is not larger than allowed
  *   - a job is in one slice at a time and resides on one device at a time; a pack is of one model and one kind
  *   - a job runs the slice that is next for it: nothing is left out, nothing is done twice
  *   - models, states, decoders and workspaces never exceed a device's memory

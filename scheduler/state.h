@@ -19,8 +19,8 @@
  *   fair       it waits in its tenant's queue of its class; not resident
  *   nowhere    it resides on a device without being planned, or its release there is not confirmed yet
  *
- * A pool is the devices that share a plan: one device, or where groups are chosen all of a domain. It is known by the
- * device that was up first, which has the plan. */
+ * A pool is the devices that share a plan: one device, or where groups are chosen all of one kind in a domain. It is
+ * known by the device that was up first, which has the plan. */
 #ifndef KN_SCHEDULER_STATE_H
 #define KN_SCHEDULER_STATE_H
 
@@ -154,7 +154,7 @@ static inline bool kn_core_plain(const kn_scheduler *s)
     return s->params.policy != KN_POLICY_KINORA;
 }
 
-/* Are groups chosen in this domain? Then its devices are one pool. */
+/* Are groups chosen in this domain? Then its devices of one kind are one pool. */
 static inline bool kn_core_chooses(const kn_scheduler *s, int32_t domain)
 {
     return domain != 0 && !kn_core_plain(s) && s->params.degree_max > 1 && s->params.degree_fixed == 0;
