@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Slices that several workers share: real models on CPU workers, whose videos are the same bytes whatever members each
- * slice has and however many workers are killed; and scripted devices, for accidents that have to come at one moment.
- */
+ * slice has and however many workers are killed; the same over the FAKE of NCCL, as GPUs' groups are formed; and
+ * scripted devices, for accidents that have to come at one moment. */
 #define _GNU_SOURCE
 #include "tests/server/fleeting.h"
+
+#include <dlfcn.h>
+
+#include "server/fleet_internal.h"
 
 enum { WORKERS = 4, CHANGES = 200 };
 
@@ -125,7 +129,7 @@ static void kill_sometimes(plan *p, int32_t device, kn_slice_kind kind)
 static void test_any_members_and_deaths(void **state)
 {
     (void)state;
-    enum { PROMPTS = 4, AT_ONCE = 2 };
+    enum { PROMPTS = 4, AT_ONCE = 2, KILLS = 10 };
     uint8_t wanted[PROMPTS][KN_SHA256_BYTES];
     for (unsigned i = 0; i < PROMPTS; i++) make_alone(cpus[0], "a ball", i, wanted[i]);
     random_state = 1;
@@ -133,7 +137,8 @@ static void test_any_members_and_deaths(void **state)
     p->choose = choose_some;
     p->on_run = kill_sometimes;
     wait_all_loaded(p, WORKERS);
-    while (changes < CHANGES) {
+    /* Until enough has gone wrong, too: how many slices are shared depends on who is free. */
+    while ((changes < CHANGES || kills < KILLS || p->lost == 0) && p->job_count + AT_ONCE <= PLAN_JOBS_MAX) {
         plan_job *jobs[AT_ONCE];
         const int32_t first = p->job_count;
         for (int32_t i = 0; i < AT_ONCE; i++) {
@@ -147,7 +152,7 @@ static void test_any_members_and_deaths(void **state)
     printf(
         "  %d jobs, %d slices, %d shared, %d changes of degree, %d workers killed, %d groups lost with a leader left\n",
         p->job_count, p->slices, p->shared, changes, kills, p->lost);
-    assert_true(kills > 10 && p->lost > 0);
+    assert_true(changes >= CHANGES && kills >= KILLS && p->lost > 0);
     plan_destroy(p);
 }
 
@@ -190,6 +195,105 @@ static void test_deaths_while_decoding(void **state)
             assert_int_equal(plan_count_files(p, "blobs"), 3);
         plan_destroy(p);
     }
+}
+
+/* ---- over NCCL, or what stands in for it (tests/nccl) ---- */
+
+/* Where workers of one test look for libraries, and have none loaded before: of the few variables that they inherit. */
+#define NOWHERE "/nowhere/without-nccl"
+
+/* Workers find it by NCCL's name, since it is loaded already. */
+static void preload_fake_nccl(void)
+{
+    const char *path = getenv("LD_LIBRARY_PATH");
+    if (path && strcmp(path, NOWHERE) == 0) return;
+    if (!dlopen(KN_FAKE_NCCL, RTLD_NOW | RTLD_LOCAL)) fprintf(stderr, "%s\n", dlerror());
+}
+
+/* CPU workers that the fleet takes for GPUs: their groups are formed over NCCL. */
+static plan *start_over_nccl(int32_t count)
+{
+    plan *p = plan_create(cpus, count);
+    p->idle = true;
+    wait_all_loaded(p, count);
+    for (int32_t d = 0; d < count; d++) p->fleet->devices[d].health.info.host_memory = false;
+    p->idle = false;
+    return p;
+}
+
+static uint64_t newest_epoch(const plan *p)
+{
+    uint64_t epoch = 0;
+    for (int32_t i = 0; i < KN_FLEET_GROUPS_TABLE; i++)
+        if (p->fleet->groups[i].epoch > epoch) epoch = p->fleet->groups[i].epoch;
+    return epoch;
+}
+
+static struct {
+    int32_t seen;   /* shared slices */
+    uint64_t epoch; /* of the group whose helper was killed; 0: not yet */
+} nccl_death;
+
+static void kill_second_helper(plan *p, int32_t device, kn_slice_kind kind)
+{
+    kn_device_health health;
+    (void)kind;
+    kn_fleet_health(p->fleet, device, &health);
+    if (health.degree < 3 || nccl_death.epoch || nccl_death.seen++ < 2) return;
+    nccl_death.epoch = newest_epoch(p);
+    kn_fleet_health(p->fleet, health.members[2], &health);
+    assert_int_equal(kill(health.pid, SIGKILL), 0);
+}
+
+/* A group over NCCL loses a member, is given up, and another is formed under the next epoch. */
+static void test_over_nccl(void **state)
+{
+    (void)state;
+    uint8_t wanted[KN_SHA256_BYTES];
+    make_alone(cpus[0], "a ball", 1, wanted);
+    plan *p = start_over_nccl(3);
+    p->choose = choose_all;
+    const plan_job *j = plan_add(p, 1, "a ball", 1);
+    plan_finish(p);
+    expect_same(p, j, wanted);
+    assert_int_equal(p->shared, 4 + 3); /* steps and latent frames, on three */
+    assert_int_equal(p->lost, 0);
+    p->on_run = kill_second_helper;
+    const plan_job *again = plan_add(p, 2, "a ball", 1);
+    p->deadline_ns = 0;
+    plan_finish(p);
+    expect_same(p, again, wanted);
+    assert_true(nccl_death.epoch > 0 && newest_epoch(p) > nccl_death.epoch);
+    assert_in_range(p->lost, 0, 1); /* 0: it had done its part before */
+    assert_int_equal(p->down_count, 1);
+    plan_destroy(p);
+}
+
+/* Workers without the library, or with one that finds no GPU, do not join, and the job goes on alone. */
+static void test_without_nccl(void **state)
+{
+    (void)state;
+    uint8_t wanted[KN_SHA256_BYTES];
+    make_alone(cpus[0], "a ball", 1, wanted);
+    const char *inherited = getenv("LD_LIBRARY_PATH");
+    char *before = inherited ? strdup(inherited) : NULL;
+    setenv("LD_LIBRARY_PATH", NOWHERE, 1);
+    plan *p = start_over_nccl(2);
+    if (before)
+        setenv("LD_LIBRARY_PATH", before, 1);
+    else
+        unsetenv("LD_LIBRARY_PATH");
+    free(before);
+    p->choose = choose_all;
+    const plan_job *j = plan_add(p, 1, "a ball", 1);
+    plan_go_on(p);
+    while (p->lost == 0) plan_turn(p);
+    p->choose = NULL; /* the server's dispatcher lets it alone for a while */
+    plan_finish(p);
+    expect_same(p, j, wanted);
+    assert_true(strlen(p->lost_why) > 0);
+    assert_int_equal(p->down_count, 0);
+    plan_destroy(p);
 }
 
 /* ---- accidents at one moment ---- */
@@ -360,11 +464,14 @@ static void test_calls(void **state)
 
 int main(int argc, char **argv)
 {
+    preload_fake_nccl();
     fleeting_worker(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_two_make_one),
         cmocka_unit_test(test_any_members_and_deaths),
         cmocka_unit_test(test_deaths_while_decoding),
+        cmocka_unit_test(test_over_nccl),
+        cmocka_unit_test(test_without_nccl),
         cmocka_unit_test(test_a_helper_dies),
         cmocka_unit_test(test_a_leader_dies),
         cmocka_unit_test(test_a_helper_stops),
