@@ -20,15 +20,16 @@
 
 enum {
     TICK_MICROSECONDS = 100000,
-    READ_BYTES = 8 << 10,     /* of a connection at a time, so that a flood on one leaves room for the others */
-    UPLOAD_BYTES = 64 << 10,  /* the same where most of it is messages, which cost little to take */
-    OUTPUT_BYTES = 128 << 10, /* of a connection, waiting for the system */
-    SLICE_BYTES = 4 << 10,    /* read before what came of it is sent */
-    PIECE_BYTES = 512,        /* the same of a connection that has to wait for its turns */
-    PIECE_NS = 10000,         /* of a turn: no slice begins later */
-    SHED_STREAMS = 16,        /* the same of what a client that is gone has left behind */
-    DISCARD_BYTES = 16 << 10, /* what still comes behind the end of a connection, at a time */
-    TURN_BYTES = 2 << 20,     /* sent of one connection before the others have their turn */
+    READ_BYTES = 8 << 10,            /* of a connection at a time, so that a flood on one leaves room for the others */
+    UPLOAD_BYTES = 64 << 10,         /* the same where most of it is messages, which cost little to take */
+    KERNEL_BYTES = KN_H2_WINDOW / 2, /* received by the system and not read yet; it takes as much again to keep them */
+    OUTPUT_BYTES = 128 << 10,        /* of a connection, waiting for the system */
+    SLICE_BYTES = 4 << 10,           /* read before what came of it is sent */
+    PIECE_BYTES = 512,               /* the same of a connection that has to wait for its turns */
+    PIECE_NS = 10000,                /* of a turn: no slice begins later */
+    SHED_STREAMS = 16,               /* the same of what a client that is gone has left behind */
+    DISCARD_BYTES = 16 << 10,        /* what still comes behind the end of a connection, at a time */
+    TURN_BYTES = 2 << 20,            /* sent of one connection before the others have their turn */
 };
 
 #define NOTICE_NS INT64_C(300000000)  /* from the shutdown notice to the real GOAWAY */
@@ -250,6 +251,8 @@ bool kn_grpc_server_take(kn_grpc_server *s, kn_http_taken *taken, struct buffere
     LIST_INSERT_HEAD(&s->connections, c, all);
     s->stats.connections++;
     s->stats.accepted++;
+    /* The system's buffer grows to megabytes otherwise, which only a client that ignores HTTP/2's window can fill. */
+    setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &(int){KERNEL_BYTES}, sizeof(int));
     bufferevent_set_max_single_read(stream, READ_BYTES);
     bufferevent_setwatermark(stream, EV_READ, 0, UPLOAD_BYTES);
     bufferevent_setwatermark(stream, EV_WRITE, OUTPUT_BYTES / 2, 0);
