@@ -26,6 +26,13 @@ enum {
     CHECK_ARGS_BYTES = 1024, /* room for any operator's arguments */
 };
 
+/* This build has a sanitizer. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { CHECK_SANITIZED = 1 };
+#else
+enum { CHECK_SANITIZED = 0 };
+#endif
+
 #define CHECK_ROUND_F32 0x1p-24 /* unit roundoff of float */
 #define CHECK_ROUND_BF16 0x1p-9 /* of bf16 */
 
@@ -105,7 +112,8 @@ void check_unshare(const check *c, void *memory);
 
 /* ---- configurations and random values ---- */
 
-/* How many of `rounds` random configurations to walk: on tests/simt a call takes milliseconds, so fewer. */
+/* How many of `rounds` random configurations to walk: on tests/simt a call takes milliseconds, so fewer; with a
+ * sanitizer too, which looks at each line and not at each number. */
 int check_rounds(const check *c, int rounds);
 
 /* Starts the next configuration: frees the last one's buffers, names this one

@@ -17,9 +17,10 @@
 
 int check_rounds(const check *c, int rounds)
 {
-    enum { SIMT_SHARE = 8, SIMT_LEAST = 12 };
-    if (!c->simt || rounds < SIMT_LEAST) return rounds;
-    return rounds / SIMT_SHARE < SIMT_LEAST ? SIMT_LEAST : rounds / SIMT_SHARE;
+    enum { SIMT_SHARE = 8, SIMT_LEAST = 12, SANITIZED_SHARE = 3, SANITIZED_LEAST = 40 };
+    const int share = c->simt ? SIMT_SHARE : SANITIZED_SHARE, least = c->simt ? SIMT_LEAST : SANITIZED_LEAST;
+    if ((!c->simt && !CHECK_SANITIZED) || rounds < least) return rounds;
+    return rounds / share < least ? least : rounds / share;
 }
 
 static kn_status open_cpu(check_tier *tier, kn_isa isa)

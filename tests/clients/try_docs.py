@@ -22,7 +22,7 @@ def block(page, heading, language):
 
 class Quickstarts(ServerCase):
     flags = ("--grpc", "127.0.0.1:0")
-    seconds = 30  # a C++ compiler's
+    seconds = 70  # a C++ compiler's
 
     def setUp(self):
         super().setUp()

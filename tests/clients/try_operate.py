@@ -150,7 +150,7 @@ class Drain(ServerCase):
     """A running job is saved, the server ends with 0, the next one finishes the job: the same bytes as undisturbed."""
     flags = ("--threads", "1", "--checkpoint-interval-ms", "3600000")
     device = "cpu"
-    seconds = 25
+    seconds = 50
 
     job = {"size": "128x128", "num_frames": 41, "num_inference_steps": 200}  # a few seconds
 

@@ -236,6 +236,7 @@ class Deliveries(WebhookCase):
 
 class Notifier(unittest.TestCase):
     """The process that sends, without a server around it."""
+    seconds = 17
 
     def test_its_deliveries(self):
         done = run(sys.executable, str(Path(__file__).with_name("webhooks.py")), KINORA)

@@ -10,11 +10,15 @@ Needs Chromium (Debian: chromium) and build/release/kinora, or the one that $KIN
 is skipped. Standard library only; traffic stays on the loopback.
 """
 import argparse
+import io
 import json
 import re
 import sys
 import time
 import unittest
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -110,6 +114,10 @@ class Case(unittest.TestCase):
 
     def state(self, tab, prompt, state, seconds=60):
         tab.wait(f"{row(prompt)}?.dataset.state === '{state}'", seconds)
+
+    def cancel(self, video):
+        """By somebody else."""
+        self.assertEqual(self.server.ask("POST", f"/v1/videos/{video}/cancel", {})[0], 200)
 
     def wait_for(self, condition, seconds=60):
         end = time.monotonic() + seconds
@@ -305,7 +313,7 @@ class Using(Case):
     def test_hidden(self):
         """Nobody looks: no streams, no previews; and all at once again when somebody does."""
         tab = self.tab()
-        self.server.submit("unseen", num_inference_steps=200)
+        video = self.server.submit("unseen", num_inference_steps=200)
         hide = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});" \
                "document.dispatchEvent(new Event('visibilitychange'))"
         self.wait_for(lambda: self.streams() == 1)
@@ -313,7 +321,8 @@ class Using(Case):
         self.wait_for(lambda: self.streams() == 0)
         tab.run(hide % "false")
         self.wait_for(lambda: self.streams() == 1)
-        self.state(tab, "unseen", "completed")
+        self.cancel(video)
+        self.state(tab, "unseen", "cancelled")
 
     def test_connection(self):
         """A stream that breaks goes on behind the last event; a server that is away is said to be."""
@@ -322,7 +331,7 @@ class Using(Case):
             self.origin, self.broken = proxy.url, True
             tab = self.tab(url=proxy.url)
             tab.wait("document.getElementById('ready').textContent === 'Ready'")
-            self.server.submit("followed", num_inference_steps=200)
+            video = self.server.submit("followed", num_inference_steps=200)
             tab.wait(f"{row('followed')}?.querySelector('progress').value > 0")
             tab.wait(f"{row('followed')}.querySelector('img').src")
             proxy.cut()
@@ -338,7 +347,8 @@ class Using(Case):
             tab.click("#submit")
             tab.wait("document.getElementById('form-note').textContent === 'Queued: sent when it was back'")
             tab.wait("document.getElementById('ready').textContent === 'Ready'")
-            self.state(tab, "followed", "completed")
+            self.cancel(video)
+            self.state(tab, "followed", "cancelled")
         finally:
             proxy.close()
 
@@ -361,7 +371,7 @@ class Many(Case):
             self.browser.pump(0.05)
             self.assertLessEqual(self.streams(), 4)
         for video in videos:
-            self.server.ask("POST", f"/v1/videos/{video}/cancel", {})
+            self.cancel(video)
         for one in (tab, other):
             one.wait("document.querySelectorAll('.video[data-state=cancelled]').length === 7")
         self.wait_for(lambda: self.streams() == 0)
@@ -401,7 +411,7 @@ class Looks(Case):
                "evening light, handheld camera, shallow depth of field, dust in the air. " * 3, size="96x64",
                num_inference_steps=4)
         cancelled = submit("Two dancers on a roof in the rain", num_inference_steps=200, size="64x64")
-        self.server.ask("POST", f"/v1/videos/{cancelled}/cancel", {})
+        self.cancel(cancelled)
         self.state(tab, "A red ball", "completed")
         self.state(tab, "WWW", "completed")
         tab.wait(f"{row('WWW')}.querySelector('img').naturalWidth > 0")
@@ -437,7 +447,7 @@ class Looks(Case):
         self.assertLessEqual(tab.run("document.getElementById('viewer').scrollWidth"), width)
         self.picture(tab, f"{name}-viewer")
         for video in running:
-            self.server.ask("POST", f"/v1/videos/{video}/cancel", {})
+            self.cancel(video)
         return tab.run("getComputedStyle(document.body).backgroundColor")
 
     def test_both_schemes(self):
@@ -509,25 +519,50 @@ class Keys(Case):
         self.assertFalse(tab.run("document.getElementById('desk').hidden"))
 
 
-def main():
+# Each has a server and a browser of its own. Several at a time, as they wait more than they compute; the longest first.
+CLASSES = (Using, Looks, Many, Keys, Files)
+AT_A_TIME = 3
+
+
+def run_class(pictures, names, case):
+    """One class by its name, in a process of its own: what its tests said, how many passed and how many failed."""
     global PICTURES
+    PICTURES = pictures
+    suite = chosen(names)[case]
+    text = io.StringIO()
+    result = unittest.TextTestRunner(stream=text, verbosity=2).run(suite)
+    failed = len({getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors})
+    return text.getvalue(), max(result.testsRun - failed, 0), failed
+
+
+def chosen(names):
+    """{class: its tests} whose names contain one of these."""
+    loader = unittest.TestLoader()
+    loader.testNamePatterns = [f"*{name}*" for name in names] or None
+    suites = {case.__name__: loader.loadTestsFromTestCase(case) for case in CLASSES}
+    return {case: suite for case, suite in suites.items() if suite.countTestCases()}
+
+
+def main():
     parser = argparse.ArgumentParser(description="Tests the status page in headless Chromium.")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="leave pictures of the page there")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only tests whose name contains one of these")
     arguments = parser.parse_args()
-    PICTURES = arguments.pictures
-    if PICTURES:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-    loader = unittest.defaultTestLoader
-    loader.testNamePatterns = [f"*{name}*" for name in arguments.names] or None
-    suite = loader.loadTestsFromModule(sys.modules[__name__])
+    if arguments.pictures:
+        arguments.pictures.mkdir(parents=True, exist_ok=True)
+    cases = chosen(arguments.names)
     if not find_chromium():
-        print(f"skipped {suite.countTestCases()} tests: Chromium is not installed (Debian: apt-get install chromium)")
+        print(f"skipped {sum(suite.countTestCases() for suite in cases.values())} tests: Chromium is not installed "
+              "(Debian: apt-get install chromium)")
         print("0 passed, 0 failed")
         return 0
-    result = unittest.TextTestRunner(stream=sys.stdout, verbosity=2).run(suite)
-    failed = len({getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors})
-    print(f"{result.testsRun - failed} passed, {failed} failed")
+    began, passed, failed = time.monotonic(), 0, 0
+    with ProcessPoolExecutor(AT_A_TIME, get_context("spawn")) as pool:
+        for text, good, bad in pool.map(partial(run_class, arguments.pictures, arguments.names), cases):
+            print(text, flush=True)
+            passed, failed = passed + good, failed + bad
+    print(f"{time.monotonic() - began:.0f} s")
+    print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 
 
