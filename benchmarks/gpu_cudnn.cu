@@ -42,7 +42,7 @@ static kn_status cudnn_open(kn_gpu *g)
     g->cudnn_missing = true; /* unless all goes well */
     gpu_cudnn *c = (gpu_cudnn *)calloc(1, sizeof *c);
     if (!c) return kn_fail(KN_NOMEM, "no memory");
-    c->library = kn_gpu_library("libcudnn.so.9", "libcudnn.so", nullptr);
+    c->library = kn_gpu_library("libcudnn.so.9", "libcudnn.so", KN_CUDNN_LIBRARY);
     bool whole = c->library != nullptr;
 #define LOAD(function)                                                                                                 \
     if (whole) *(void **)&c->function = dlsym(c->library, #function);                                                  \

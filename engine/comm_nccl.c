@@ -74,10 +74,15 @@ typedef struct comm_nccl {
     char reason[REASON_BYTES];
 } comm_nccl;
 
+#ifndef KN_NCCL_LIBRARY
+#define KN_NCCL_LIBRARY "libnccl.so.2" /* else the path where CMake found it */
+#endif
+
 static kn_status load(nccl *api, const char *name)
 {
     int version = 0;
     api->library = dlopen(name ? name : "libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+    if (!api->library && !name) api->library = dlopen(KN_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
     if (!api->library) return kn_fail(KN_UNSUPPORTED, "NCCL cannot be loaded: %s", dlerror());
     struct {
         const char *name;

@@ -14,7 +14,7 @@
 
 typedef struct kn_comm_nccl_params {
     kn_comm *control;    /* of comm_local.h, of all ranks, bound to the model's stream; owned from a success on */
-    const char *library; /* NULL: libnccl.so.2 */
+    const char *library; /* NULL: libnccl.so.2, or where it was when this was built */
 } kn_comm_nccl_params;
 
 /* Called by every rank. KN_UNSUPPORTED on all of them when the library is missing, too old or refuses on one: the
