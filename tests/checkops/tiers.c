@@ -17,7 +17,7 @@
 
 int check_rounds(const check *c, int rounds)
 {
-    enum { SIMT_SHARE = 8, SIMT_LEAST = 12, SANITIZED_SHARE = 3, SANITIZED_LEAST = 40 };
+    enum { SIMT_SHARE = 8, SIMT_LEAST = 12, SANITIZED_SHARE = 3, SANITIZED_LEAST = 100 };
     const int share = c->simt ? SIMT_SHARE : SANITIZED_SHARE, least = c->simt ? SIMT_LEAST : SANITIZED_LEAST;
     if ((!c->simt && !CHECK_SANITIZED) || rounds < least) return rounds;
     return rounds / share < least ? least : rounds / share;

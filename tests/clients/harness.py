@@ -213,8 +213,7 @@ class Server:
 
 
 def run(*command, **options):
-    options.setdefault("text", True)
-    return subprocess.run(command, capture_output=True, timeout=PATIENCE, **options)
+    return subprocess.run(command, capture_output=True, **{"text": True, "timeout": PATIENCE, **options})
 
 
 class ServerCase(unittest.TestCase):

@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from harness import KINORA, SMALL, Receiver, ServerCase, run, wait_for
+from harness import KINORA, PATIENCE, SMALL, Receiver, ServerCase, run, wait_for
 
 LONG = {"num_inference_steps": 200, "num_frames": 81}
 
@@ -239,7 +239,7 @@ class Notifier(unittest.TestCase):
     seconds = 17
 
     def test_its_deliveries(self):
-        done = run(sys.executable, str(Path(__file__).with_name("webhooks.py")), KINORA)
+        done = run(sys.executable, str(Path(__file__).with_name("webhooks.py")), KINORA, timeout=3 * PATIENCE)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
 
