@@ -48,7 +48,9 @@ const char *ncclGetErrorString(int error);
 
 EXPORT int ncclGetVersion(int *version)
 {
-    *version = 22800;
+    /* Too old for a test that says so, in a variable that workers inherit. */
+    const char *path = getenv("LD_LIBRARY_PATH");
+    *version = path && strcmp(path, "/nowhere/old-nccl") == 0 ? 20000 : 22800;
     return SUCCESS;
 }
 
