@@ -94,9 +94,10 @@ static void groups_are_made_ahead(void **state)
 static kn_status dies(rank_context *ctx)
 {
     kn_comm *comm = open_nccl(ctx);
-    exchange(ctx, comm);
-    if (ctx->rank == 1) raise(SIGKILL);
     const kn_group all = kn_group_of(comm, UINT32_MAX);
+    exchange(ctx, comm);
+    RANK_OK(kn_group_barrier(&all)); /* nobody is in the middle of it any more */
+    if (ctx->rank == 1) raise(SIGKILL);
     char data[8] = {0};
     kn_status st = kn_group_broadcast(&all, 1, data, sizeof data);
     if (st == KN_OK) st = kn_comm_confirm(comm);
