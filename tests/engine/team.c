@@ -165,6 +165,9 @@ static kn_status run_failing(rank_context *ctx)
         slice--; /* once more, alone */
         st = KN_OK;
     }
+    /* Decoding begins again where the loss fell into bringing the shares home. */
+    for (int32_t again = 0; lost && again < frames && kn_generation_next(g).kind != KN_SLICE_DONE; again++)
+        RANK_OK(step_on(ctx, &s, 1, &g, 1));
     if (ctx->rank == 0) {
         RANK_CHECK(r.finished && lost == (f->trouble != IS_SLOW));
         check_bits(ctx, &r, &f->w.expected[0], true);
