@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * kinora bench --devices: the scaling curve. One generation on 1, 2, ... ranks of this machine, all of its cores in
- * every row; bytes that cross are held against the formula of engine/split.h. */
+ * every row, or a GPU each; bytes that cross are held against the formula of engine/split.h. */
 #define _GNU_SOURCE
 #include <inttypes.h>
 #include <stdlib.h>
@@ -32,6 +32,7 @@ typedef struct scaling {
     double decode;          /* seconds, of all decode slices */
     uint64_t sent, formula; /* bytes of one step, by the first rank */
     double waited;          /* of the steps' time, inside calls */
+    int64_t moving_ns, exposed_ns;
 } scaling;
 
 static kn_status take_frame(void *context, int64_t index, const float *planes)
@@ -55,10 +56,14 @@ static kn_status open_all(scaling *r, int32_t ranks)
     kn_request *q = &r->request;
     const long cores = s->threads > 0 ? s->threads : sysconf(_SC_NPROCESSORS_ONLN);
     const int32_t threads = cores > ranks ? (int32_t)(cores / ranks) : 1;
-    char list[8];
-    snprintf(list, sizeof list, "cpu:%d", ranks);
+    char list[16];
+    if (strncmp(s->device, "cuda", 4) == 0)
+        snprintf(list, sizeof list, "cuda:0-%d", ranks - 1);
+    else
+        snprintf(list, sizeof list, "cpu:%d", ranks);
     KN_TRY(kn_cli_parse_devices(&(kn_option){.name = "devices", .out = &r->devices}, list));
-    KN_TRY(kn_device_open(&r->device, &(kn_device_params){.name = "cpu", .threads = threads, .isa = s->isa}));
+    KN_TRY(
+        kn_device_open(&r->device, &(kn_device_params){.name = r->devices.name[0], .threads = threads, .isa = s->isa}));
     KN_TRY(kn_model_open(&r->model, &(kn_model_params){.directory = s->model,
                                                        .preset = s->model ? NULL : s->preset,
                                                        .preset_layers = s->model ? 0 : s->layers,
@@ -121,6 +126,8 @@ static kn_status run_slices(scaling *r)
         r->step[r->steps++] = seconds;
         r->sent = step_bytes(&after) - step_bytes(&before);
         r->waited += kn_clock_seconds(after.waited_ns - before.waited_ns);
+        r->moving_ns += after.moving_ns - before.moving_ns;
+        r->exposed_ns += after.exposed_ns - before.exposed_ns;
         total += seconds;
     }
     r->formula = formula(r);
@@ -149,6 +156,8 @@ static void add_row(kn_table *table, scaling *r, int32_t ranks, const double bas
     kn_table_cell(table, "%s", kn_cli_bytes(expected, r->formula));
     kn_table_cell(table, "%+.2f %%", r->formula ? 100.0 * ((double)r->sent / (double)r->formula - 1.0) : 0.0);
     kn_table_cell(table, "%.1f %%", 100.0 * r->waited);
+    kn_table_cell(table, "%.1f %%",
+                  r->moving_ns > 0 ? 100.0 * (1.0 - (double)r->exposed_ns / (double)r->moving_ns) : 0.0);
 }
 
 static void close_all(scaling *r)
@@ -164,9 +173,9 @@ kn_status kn_bench_ranks(const kn_bench_settings *settings, uint32_t degrees)
 {
     kn_status st = KN_OK;
     static const char *const head[] = {"ranks", "step s",  "speed", "decode s", "speed",
-                                       "sent",  "formula", "off",   "in calls"};
+                                       "sent",  "formula", "off",   "in calls", "hidden"};
     double base[2] = {0.0, 0.0};
-    kn_table table = kn_table_start("rrrrrrrrr");
+    kn_table table = kn_table_start("rrrrrrrrrr");
     for (size_t i = 0; i < sizeof head / sizeof *head; i++) kn_table_cell(&table, "%s", head[i]);
     for (int32_t ranks = 1; ranks <= KN_COMM_RANKS_MAX; ranks++) {
         if (!(degrees >> ranks & 1)) continue;
@@ -187,6 +196,8 @@ kn_status kn_bench_ranks(const kn_bench_settings *settings, uint32_t degrees)
     }
     const kn_status printed = kn_table_finish(&table, stdout);
     if (st == KN_OK)
-        puts("speed: against the first row; sent: by the first rank in one denoise step; formula: engine/split.h");
+        puts("speed: against the first row; sent: by the first rank in one denoise step; formula: engine/split.h;\n"
+             "hidden: of the time in which NCCL moved something, what computation covered (CPU ranks move by "
+             "themselves)");
     return st == KN_OK ? printed : st;
 }

@@ -106,6 +106,8 @@ static void disband(kn_ranks *r)
             r->past.calls[i] += stats.calls[i];
         }
         r->past.waited_ns += stats.waited_ns;
+        r->past.moving_ns += stats.moving_ns;
+        r->past.exposed_ns += stats.exposed_ns;
     }
     kn_model_set_group(r->params.model, NULL);
     kn_comm_destroy(&r->comm);
@@ -214,6 +216,8 @@ kn_comm_stats kn_ranks_stats(const kn_ranks *r)
         sum.calls[i] += now.calls[i];
     }
     sum.waited_ns += now.waited_ns;
+    sum.moving_ns += now.moving_ns;
+    sum.exposed_ns += now.exposed_ns;
     return sum;
 }
 

@@ -50,6 +50,9 @@ typedef struct kn_comm_stats {
     uint64_t sent[KN_COMM_KINDS]; /* payload bytes this rank gave to others */
     uint64_t calls[KN_COMM_KINDS];
     int64_t waited_ns; /* inside calls, copying included */
+    /* NCCL, by the device's clock: transfers were under way; of that, this rank's stream had nothing to do but wait for
+     * them. Computation hid the rest. Over shared memory the host moves everything inside calls: 0, 0. */
+    int64_t moving_ns, exposed_ns;
 } kn_comm_stats;
 
 /* `row_bytes` bytes at data, data + stride, ...; device memory. */

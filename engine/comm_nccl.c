@@ -24,6 +24,7 @@
 
 enum { NCCL_SUCCESS = 0, NCCL_IN_PROGRESS = 7, NCCL_INT8 = 0, NCCL_NO_COLOR = -1, NCCL_OLDEST = 21800 };
 enum { REASON_BYTES = 160, WATCH_MS = 100, POLL_NS = 100000 };
+enum { SPANS = 512 }; /* of one kind in one slice; what is beyond is not timed */
 
 #define NCCL_MAGIC 0xcafebeefu
 #define INIT_NS INT64_C(120000000000)
@@ -56,6 +57,12 @@ typedef struct nccl {
     const char *(*GetErrorString)(int error);
 } nccl;
 
+/* Times between two points in streams, read when the slice has ended. */
+typedef struct spans {
+    kn_event *from[SPANS], *to[SPANS]; /* made when first needed */
+    int32_t count;
+} spans;
+
 typedef struct comm_nccl {
     kn_comm base;
     kn_comm *control;
@@ -64,7 +71,8 @@ typedef struct comm_nccl {
     void *comm;
     kn_stream *stream; /* own */
     kn_event *ready, *done;
-    char *staging; /* device memory */
+    spans moving, exposed; /* a transfer, on `stream`; from the caller's stream's arrival at a wait to its end */
+    char *staging;         /* device memory */
     size_t staging_bytes, staged;
     pthread_t watcher;
     pthread_mutex_t lock; /* around calls of NCCL, and `comm` */
@@ -216,6 +224,42 @@ static size_t staging_of(const kn_comm_block *blocks, int32_t count)
     return sum;
 }
 
+/* Begins a span at this point of the stream; *to is to be recorded at its end, NULL: no more are timed. */
+static kn_status begin_span(comm_nccl *c, spans *s, kn_stream *stream, kn_event **to)
+{
+    kn_status st = KN_OK;
+    kn_device *device = kn_stream_device(stream);
+    *to = NULL;
+    if (c->moving.count == SPANS || c->exposed.count == SPANS) return KN_OK;
+    if (!s->from[s->count]) KN_TRY(kn_event_create(&s->from[s->count], device));
+    if (!s->to[s->count]) KN_TRY(kn_event_create(&s->to[s->count], device));
+    KN_TRY(kn_event_record(s->from[s->count], stream));
+    *to = s->to[s->count++];
+fail:
+    return st;
+}
+
+static kn_status add_spans(spans *s, int64_t *sum)
+{
+    kn_status st = KN_OK;
+    for (int32_t i = 0; i < s->count; i++) {
+        int64_t ns;
+        KN_TRY(kn_event_elapsed(s->from[i], s->to[i], &ns));
+        if (ns > 0) *sum += ns;
+    }
+fail:
+    s->count = 0;
+    return st;
+}
+
+static void free_spans(spans *s)
+{
+    for (int32_t i = 0; i < SPANS; i++) {
+        kn_event_destroy(&s->from[i]);
+        kn_event_destroy(&s->to[i]);
+    }
+}
+
 /* Grows in the first slices and then no more. */
 static kn_status make_staging(comm_nccl *c, size_t bytes)
 {
@@ -263,10 +307,12 @@ static kn_status nccl_start(kn_comm *base, const kn_comm_block *send, int32_t se
 {
     kn_status st = KN_OK;
     comm_nccl *c = (comm_nccl *)base;
+    kn_event *moved = NULL;
     char *out[KN_COMM_BLOCKS_MAX], *in[KN_COMM_BLOCKS_MAX];
     if (sends + receives == 0) return KN_OK;
     KN_TRY(kn_event_record(c->ready, base->stream));
     KN_TRY(kn_event_wait(c->ready, c->stream));
+    KN_TRY(begin_span(c, &c->moving, c->stream, &moved));
     KN_TRY(make_staging(c, staging_of(send, sends) + staging_of(receive, receives)));
     for (int32_t i = 0; i < sends; i++) {
         out[i] = is_dense(&send[i]) ? send[i].data : take_staging(c, &send[i]);
@@ -281,6 +327,7 @@ static kn_status nccl_start(kn_comm *base, const kn_comm_block *send, int32_t se
         if (in[i] != receive[i].data)
             KN_TRY(kn_stream_copy_rows(c->stream, receive[i].data, receive[i].stride, in[i], receive[i].row_bytes,
                                        receive[i].row_bytes, receive[i].rows));
+    if (moved) KN_TRY(kn_event_record(moved, c->stream));
 fail:
     return st;
 }
@@ -289,8 +336,11 @@ static kn_status nccl_finish(kn_comm *base)
 {
     kn_status st = KN_OK;
     comm_nccl *c = (comm_nccl *)base;
+    kn_event *over = NULL;
     c->staged = 0; /* the next pack waits on this stream for the last unpack */
     if (atomic_load(&c->lost)) return lost(c);
+    if (c->moving.count > 0) KN_TRY(begin_span(c, &c->exposed, base->stream, &over));
+    if (over) KN_TRY(kn_event_record(over, c->stream));
     KN_TRY(kn_event_record(c->done, c->stream));
     KN_TRY(kn_event_wait(c->done, base->stream));
 fail:
@@ -312,7 +362,11 @@ static kn_status nccl_confirm(kn_comm *base)
     kn_status st = kn_stream_synchronize(base->stream);
     atomic_store(&c->since_ns, 0);
     if (st == KN_OK) st = kn_comm_confirm(c->control);
-    return st == KN_OK && atomic_load(&c->lost) ? lost(c) : st;
+    if (st == KN_OK && atomic_load(&c->lost)) st = lost(c);
+    if (st == KN_OK) st = add_spans(&c->moving, &base->stats.moving_ns);
+    if (st == KN_OK) st = add_spans(&c->exposed, &base->stats.exposed_ns);
+    c->moving.count = c->exposed.count = 0; /* a group that is given up is timed no more */
+    return st;
 }
 
 static void nccl_limit(kn_comm *base, int64_t call_ns)
@@ -338,6 +392,8 @@ static void nccl_destroy(kn_comm *base)
     if (c->comm) c->api.CommAbort(c->comm); /* nothing is in flight; unlike a finalize it waits for nobody */
     pthread_mutex_unlock(&c->lock);
     if (c->stream) kn_device_free(kn_stream_device(c->stream), c->staging);
+    free_spans(&c->moving);
+    free_spans(&c->exposed);
     kn_event_destroy(&c->ready);
     kn_event_destroy(&c->done);
     kn_stream_destroy(&c->stream);

@@ -152,11 +152,19 @@ void kn_event_destroy(kn_event **event)
 kn_status kn_event_record(kn_event *event, kn_stream *stream)
 {
     KN_REQUIRE(event && stream && event->device == stream->device);
-    return stream->device->backend->event_record(event, stream);
+    const kn_status st = stream->device->backend->event_record(event, stream);
+    if (st == KN_OK) event->recorded = true;
+    return st;
 }
 
 kn_status kn_event_wait(kn_event *event, kn_stream *stream)
 {
     KN_REQUIRE(event && stream && event->device == stream->device);
     return stream->device->backend->event_wait(event, stream);
+}
+
+kn_status kn_event_elapsed(const kn_event *from, const kn_event *to, int64_t *ns)
+{
+    KN_REQUIRE(from && to && ns && from->device == to->device && from->recorded && to->recorded);
+    return from->device->backend->event_elapsed(from, to, ns);
 }

@@ -80,5 +80,8 @@ kn_status kn_event_create(kn_event **out, kn_device *device);
 void kn_event_destroy(kn_event **event);
 kn_status kn_event_record(kn_event *event, kn_stream *stream);
 kn_status kn_event_wait(kn_event *event, kn_stream *stream);
+/* The device's time from one recorded point to another, in nanoseconds; negative where `to` was passed first. Both are
+ * in the past (a stream that waited for them was synchronised); KN_INVALID: one was never recorded. */
+kn_status kn_event_elapsed(const kn_event *from, const kn_event *to, int64_t *ns);
 
 #endif

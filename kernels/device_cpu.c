@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "kernels/cpu.h"
 
@@ -65,12 +66,17 @@ static kn_status cpu_stream_zero(kn_stream *stream, void *memory, size_t bytes)
     return KN_OK;
 }
 
+typedef struct event_cpu {
+    kn_event base;
+    int64_t at_ns;
+} event_cpu;
+
 static kn_status cpu_event_create(kn_event **out, kn_device *device)
 {
-    kn_event *event = kn_alloc(sizeof *event);
+    event_cpu *event = kn_alloc(sizeof *event);
     if (!event) return KN_NOMEM;
-    event->device = device;
-    *out = event;
+    event->base.device = device;
+    *out = &event->base;
     return KN_OK;
 }
 
@@ -79,11 +85,24 @@ static void cpu_event_destroy(kn_event *event)
     kn_free(event);
 }
 
+static kn_status cpu_event_record(kn_event *event, kn_stream *stream)
+{
+    (void)stream;
+    ((event_cpu *)event)->at_ns = kn_clock_ns();
+    return KN_OK;
+}
+
 /* A recorded event is already in the past. */
-static kn_status cpu_event_pass(kn_event *event, kn_stream *stream)
+static kn_status cpu_event_wait(kn_event *event, kn_stream *stream)
 {
     (void)event;
     (void)stream;
+    return KN_OK;
+}
+
+static kn_status cpu_event_elapsed(const kn_event *from, const kn_event *to, int64_t *ns)
+{
+    *ns = ((const event_cpu *)to)->at_ns - ((const event_cpu *)from)->at_ns;
     return KN_OK;
 }
 
@@ -100,8 +119,9 @@ static const kn_device_backend cpu_backend = {
     .stream_zero = cpu_stream_zero,
     .event_create = cpu_event_create,
     .event_destroy = cpu_event_destroy,
-    .event_record = cpu_event_pass,
-    .event_wait = cpu_event_pass,
+    .event_record = cpu_event_record,
+    .event_wait = cpu_event_wait,
+    .event_elapsed = cpu_event_elapsed,
 };
 
 static void read_processor_name(char *out, size_t bytes)

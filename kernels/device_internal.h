@@ -27,6 +27,7 @@ typedef struct kn_device_backend {
     void (*event_destroy)(kn_event *event);
     kn_status (*event_record)(kn_event *event, kn_stream *stream);
     kn_status (*event_wait)(kn_event *event, kn_stream *stream);
+    kn_status (*event_elapsed)(const kn_event *from, const kn_event *to, int64_t *ns);
 } kn_device_backend;
 
 /* Back ends embed these as their first member. */
@@ -42,6 +43,7 @@ struct kn_stream {
 
 struct kn_event {
     kn_device *device;
+    bool recorded;
 };
 
 kn_status kn_device_cpu_open(kn_device **out, const kn_device_params *params);

@@ -280,10 +280,10 @@ static kn_status cuda_event_create(kn_event **out, kn_device *base)
     if (!event) return KN_NOMEM;
     event->base.device = base;
     cudaError_t error = cudaSetDevice(device->ordinal);
-    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&event->event, cudaEventDisableTiming);
+    if (error == cudaSuccess) error = cudaEventCreate(&event->event);
     if (error != cudaSuccess) {
         kn_free(event);
-        return failed(device, error, "cudaEventCreateWithFlags");
+        return failed(device, error, "cudaEventCreate");
     }
     *out = &event->base;
     return KN_OK;
@@ -305,6 +305,15 @@ static kn_status cuda_event_record(kn_event *event, kn_stream *stream)
 static kn_status cuda_event_wait(kn_event *event, kn_stream *stream)
 {
     ON(device_of(stream), cudaStreamWaitEvent(stream_of(stream), ((event_cuda *)event)->event, 0));
+    return KN_OK;
+}
+
+static kn_status cuda_event_elapsed(const kn_event *from, const kn_event *to, int64_t *ns)
+{
+    float milliseconds = 0.0f;
+    ON((device_cuda *)from->device, cudaEventElapsedTime(&milliseconds, ((const event_cuda *)from)->event,
+                                                         ((const event_cuda *)to)->event));
+    *ns = (int64_t)(1e6 * (double)milliseconds);
     return KN_OK;
 }
 
@@ -336,6 +345,7 @@ static kn_device_backend make_backend()
     b.event_destroy = cuda_event_destroy;
     b.event_record = cuda_event_record;
     b.event_wait = cuda_event_wait;
+    b.event_elapsed = cuda_event_elapsed;
     return b;
 }
 

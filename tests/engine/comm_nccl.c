@@ -46,7 +46,14 @@ static kn_status moves(rank_context *ctx)
     kn_comm *comm = open_nccl(ctx);
     const kn_group all = kn_group_of(comm, UINT32_MAX);
     char data[64];
-    for (int i = 0; i < 3; i++) exchange(ctx, comm);
+    for (int i = 0; i < 3; i++) {
+        const kn_comm_stats before = kn_comm_read_stats(comm);
+        exchange(ctx, comm);
+        const kn_comm_stats after = kn_comm_read_stats(comm);
+        RANK_CHECK((after.moving_ns > before.moving_ns) == (ctx->ranks > 1) && after.exposed_ns >= before.exposed_ns);
+        RANK_OK(kn_comm_confirm(comm)); /* of a slice without transfers: what was timed counts once */
+        RANK_CHECK(kn_comm_read_stats(comm).moving_ns == after.moving_ns);
+    }
     memset(data, ctx->rank == ctx->ranks - 1 ? 5 : 1, sizeof data);
     RANK_OK(kn_group_broadcast(&all, ctx->ranks - 1, data, sizeof data));
     RANK_OK(kn_comm_confirm(comm));

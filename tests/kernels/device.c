@@ -163,11 +163,15 @@ static void events_join_streams_of_one_device(void **state)
     kn_device *other = open_cpu(1, "ref");
     kn_stream *first = NULL, *second = NULL, *foreign = NULL;
     kn_event *event = NULL;
+    int64_t ns = -1;
     assert_int_equal(kn_stream_create(&first, device), KN_OK);
     assert_int_equal(kn_stream_create(&second, device), KN_OK);
     assert_int_equal(kn_stream_create(&foreign, other), KN_OK);
     assert_int_equal(kn_event_create(&event, device), KN_OK);
+    assert_int_equal(kn_event_elapsed(event, event, &ns), KN_INVALID); /* not recorded yet */
     assert_int_equal(kn_event_record(event, first), KN_OK);
+    assert_int_equal(kn_event_elapsed(event, event, &ns), KN_OK);
+    assert_int_equal(ns, 0);
     assert_int_equal(kn_event_wait(event, second), KN_OK);
     assert_int_equal(kn_event_wait(event, foreign), KN_INVALID);
     assert_non_null(strstr(kn_fail_message(), "device"));

@@ -138,7 +138,8 @@ static kn_status use_device(const char **wrong)
     kn_status st = KN_OK;
     kn_device *device = nullptr;
     kn_stream *stream = nullptr, *other = nullptr;
-    kn_event *event = nullptr;
+    kn_event *event = nullptr, *later = nullptr;
+    int64_t ns = -1;
     void *a = nullptr, *b = nullptr;
     kn_device_params params = {};
     char in[1000], out[1000];
@@ -151,17 +152,22 @@ static kn_status use_device(const char **wrong)
     KN_TRY(kn_stream_create(&stream, device));
     KN_TRY(kn_stream_create(&other, device));
     KN_TRY(kn_event_create(&event, device));
+    KN_TRY(kn_event_create(&later, device));
     KN_TRY(kn_stream_upload(stream, a, in, sizeof in));
     KN_TRY(kn_stream_zero(stream, b, sizeof in));
     KN_TRY(kn_stream_copy(stream, b, a, 500));
     KN_TRY(kn_event_record(event, stream));
     KN_TRY(kn_event_wait(event, other));
     KN_TRY(kn_stream_download(other, out, b, sizeof out));
+    KN_TRY(kn_event_record(later, other));
     KN_TRY(kn_stream_synchronize(other));
+    KN_TRY(kn_event_elapsed(event, later, &ns));
+    if (ns < 0) *wrong = "what waited was there before what it waited for";
     for (int i = 0; i < 1000; i++)
         if (out[i] != (i < 500 ? in[i] : 0)) *wrong = "the bytes are wrong";
 fail:
     if (event) kn_event_destroy(&event);
+    if (later) kn_event_destroy(&later);
     if (other) kn_stream_destroy(&other);
     if (stream) kn_stream_destroy(&stream);
     if (device) {
