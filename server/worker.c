@@ -37,9 +37,11 @@ typedef struct worker {
     int passed;              /* the descriptor that came with `in`; -1: none */
     kn_wire_message in, out; /* large; main thread */
     int64_t trimmed_ns;
+    bool untrimmed; /* a video has ended since */
 } worker;
 
 #define TRIM_NS INT64_C(1000000000)
+#define REST_MS 50 /* without a message: nothing follows at once */
 
 /* ---- sending ---- */
 
@@ -214,28 +216,41 @@ static void release_message(worker *w)
     w->passed = -1;
 }
 
+static void give_back_memory(worker *w)
+{
+    malloc_trim(0);
+    w->trimmed_ns = kn_clock_ns();
+    w->untrimmed = false;
+}
+
+/* Encoders come and go with each video, and leave holes below what lives longer, so that the heap would grow for days.
+ * Behind a video nobody waits for this thread, and the holes' pages are given back: once a second of many videos, and
+ * when none follows. */
+static void after_message(worker *w)
+{
+    if (w->out.kind == KN_WIRE_RAN && w->out.ran.kind == KN_SLICE_MUX) w->untrimmed = true;
+    if (w->untrimmed && kn_clock_ns() - w->trimmed_ns >= TRIM_NS) give_back_memory(w);
+}
+
+static void before_message(worker *w)
+{
+    struct pollfd next = {.fd = w->fd, .events = POLLIN};
+    if (w->untrimmed && poll(&next, 1, REST_MS) == 0) give_back_memory(w);
+}
+
 /* Reads one message into w->in; release it. KN_CANCELLED: the server is gone. */
 static kn_status receive(worker *w)
 {
     void *bytes = NULL;
     size_t count = 0;
     atomic_store(&w->busy, false);
+    before_message(w);
     kn_status st = kn_link_receive_with(w->fd, &bytes, &count, &w->passed);
     atomic_store(&w->busy, true);
     if (st == KN_OK && atomic_load(&w->closing)) st = KN_CANCELLED; /* what is still to be read nobody waits for */
     if (st == KN_OK) st = kn_wire_decode(&w->in, bytes, count);
     kn_free(bytes);
     return st;
-}
-
-/* Encoders come and go with each video, and leave holes below what lives longer, so that the heap would grow for days.
- * Behind a video nobody waits for this thread, and the holes' pages are given back. */
-static void give_back_memory(worker *w)
-{
-    const int64_t now_ns = kn_clock_ns();
-    if (w->out.kind != KN_WIRE_RAN || w->out.ran.kind != KN_SLICE_MUX || now_ns - w->trimmed_ns < TRIM_NS) return;
-    malloc_trim(0);
-    w->trimmed_ns = now_ns;
 }
 
 static int serve(worker *w)
@@ -250,7 +265,7 @@ static int serve(worker *w)
                                              : send_message(w, &w->out);
             kn_free(w->out.storage);
             w->out.storage = NULL;
-            give_back_memory(w);
+            after_message(w);
         }
         if (st == KN_CANCELLED) return 0;
         if (st != KN_OK) {

@@ -369,7 +369,7 @@ def soak(given):
             touch(server, ids, choice)
             done += count
             failed += count - answered(report)["count"]
-            time.sleep(0.1)
+            time.sleep(0.5)  # workers that rest give back what encoders left
             points.append(soak_point(server, done))
         seconds = time.monotonic() - began
         failed += done - int(server.completed())
