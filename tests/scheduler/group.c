@@ -312,6 +312,17 @@ static void fixed_groups(void **state)
     kn_scheduler_destroy(&h.s);
 }
 
+/* Ends job 1's slice, whose progress has been told, after so long. */
+static void end_measured(harness *h, int32_t device, int64_t measured_ns)
+{
+    const kn_slice_job end = {1, h->progress[1], h->progress[1].step};
+    const kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
+                              .slice = {.device = device, .measured_ns = measured_ns, .count = 1, .jobs = &end}};
+    h->now_ns += measured_ns;
+    h->ends_ns[device] = 0;
+    assert_int_equal(harness_tell(h, &change), KN_OK);
+}
+
 /* What a group takes is learnt for its degree; degrees that were not measured follow. */
 static void learns_what_groups_take(void **state)
 {
@@ -326,12 +337,7 @@ static void learns_what_groups_take(void **state)
         last = a->expected_ns;
         if (step == 0) seeded = last;
         h.progress[1].step++;
-        const kn_slice_job end = {1, h.progress[1], h.progress[1].step};
-        h.now_ns += 2 * seeded;
-        h.ends_ns[a->device] = 0;
-        const kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
-                                  .slice = {.device = a->device, .measured_ns = 2 * seeded, .count = 1, .jobs = &end}};
-        assert_int_equal(harness_tell(&h, &change), KN_OK);
+        end_measured(&h, a->device, 2 * seeded);
     }
     assert_true(last > 19 * seeded / 10 && last < 21 * seeded / 10);
     const kn_change down = {.kind = KN_CHANGE_DEVICE_DOWN, .device = {.index = DEVICES - 1}};
@@ -484,12 +490,7 @@ static void learns_decoding_apart(void **state)
         last = a->expected_ns;
         if (k == 0) seeded = last;
         h.progress[1].decoded++;
-        const kn_slice_job end = {1, h.progress[1], h.progress[1].step};
-        h.now_ns += 2 * seeded;
-        h.ends_ns[a->device] = 0;
-        const kn_change change = {.kind = KN_CHANGE_SLICE_DONE,
-                                  .slice = {.device = a->device, .measured_ns = 2 * seeded, .count = 1, .jobs = &end}};
-        assert_int_equal(harness_tell(&h, &change), KN_OK);
+        end_measured(&h, a->device, 2 * seeded);
     }
     assert_true(last > 19 * seeded / 10 && last < 21 * seeded / 10);
     harness_run(&h, 100 * SECOND);
