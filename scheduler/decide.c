@@ -35,8 +35,7 @@ static uint64_t next_bytes(const kn_core_job *job)
 static const kn_cost_fit *fit_of(const kn_scheduler *s, const pack *p, kn_stage stage)
 {
     const kn_core_device *d = &s->devices[p->device];
-    return stage == KN_STAGE_DENOISE && p->degree > 1 ? &d->shared[p->model][KN_COST_DENOISE][p->degree - 2]
-                                                      : &d->fits[p->model][stage];
+    return kn_core_read_fit(d, p->model, stage, stage == KN_STAGE_DENOISE ? p->degree : 1);
 }
 
 static double denoise_work(const kn_scheduler *s, const pack *p, const kn_core_job *job)
@@ -369,7 +368,7 @@ double kn_core_slice_ns(const kn_scheduler *s, const kn_assignment *a, int32_t d
         const kn_core_job *job = &s->jobs[d->running[i]];
         work += kn_cost_shared(&job->work, &job->shape, &job->progress, &d->terms.seed, degree);
     }
-    return kn_cost_predict(&d->shared[a->model][kn_cost_shareable_of(a->stage)][degree - 2], work);
+    return kn_cost_predict(kn_core_read_fit(d, a->model, a->stage, degree), work);
 }
 
 void kn_core_join(kn_scheduler *s, uint64_t helpers, int64_t now_ns, kn_assignment *out)

@@ -57,19 +57,15 @@ int32_t kn_core_in_pool(const kn_scheduler *s, const kn_job_shape *shape, int32_
 double kn_core_step_ns(const kn_scheduler *s, const kn_core_job *job, int32_t device, int32_t degree)
 {
     const kn_core_device *d = &s->devices[device];
-    const int32_t model = job->shape.model;
-    if (degree == 1) return kn_cost_predict(&d->fits[model][KN_STAGE_DENOISE], job->work.denoise);
-    return kn_cost_predict(&d->shared[model][KN_COST_DENOISE][degree - 2],
-                           kn_cost_shared_step(&job->work, &d->terms.seed, degree));
+    const double work = degree == 1 ? job->work.denoise : kn_cost_shared_step(&job->work, &d->terms.seed, degree);
+    return kn_cost_predict(kn_core_read_fit(d, job->shape.model, KN_STAGE_DENOISE, degree), work);
 }
 
 double kn_core_decoding_ns(const kn_scheduler *s, const kn_core_job *job, const kn_job_progress *progress,
                            int32_t device, int32_t degree)
 {
     const kn_core_device *d = &s->devices[device];
-    const int32_t model = job->shape.model;
-    const kn_cost_fit *fit =
-        degree == 1 ? &d->fits[model][KN_STAGE_DECODE] : &d->shared[model][KN_COST_DECODE][degree - 2];
+    const kn_cost_fit *fit = kn_core_read_fit(d, job->shape.model, KN_STAGE_DECODE, degree);
     return kn_cost_decoding(fit, &job->work, &job->shape, progress, &d->terms.seed, degree);
 }
 
@@ -78,7 +74,7 @@ double kn_core_shared_ns(const kn_scheduler *s, const kn_core_job *job, int32_t 
     const kn_core_device *d = &s->devices[device];
     if (degree == 1) return (double)kn_core_next_ns(s, job, device);
     const kn_stage stage = kn_job_next_stage(&job->shape, &job->progress);
-    return kn_cost_predict(&d->shared[job->shape.model][kn_cost_shareable_of(stage)][degree - 2],
+    return kn_cost_predict(kn_core_read_fit(d, job->shape.model, stage, degree),
                            kn_cost_shared(&job->work, &job->shape, &job->progress, &d->terms.seed, degree));
 }
 

@@ -173,9 +173,15 @@ static inline kn_queue *kn_core_plan_of(kn_scheduler *s, int32_t device)
 }
 
 /* Of a stage that can be shared where the degree is above 1. */
-static inline kn_cost_fit *kn_core_fit(kn_core_device *d, int32_t model, kn_stage stage, int32_t degree)
+static inline const kn_cost_fit *kn_core_read_fit(const kn_core_device *d, int32_t model, kn_stage stage,
+                                                  int32_t degree)
 {
     return degree == 1 ? &d->fits[model][stage] : &d->shared[model][kn_cost_shareable_of(stage)][degree - 2];
+}
+
+static inline kn_cost_fit *kn_core_fit(kn_core_device *d, int32_t model, kn_stage stage, int32_t degree)
+{
+    return (kn_cost_fit *)(uintptr_t)kn_core_read_fit(d, model, stage, degree); /* the device can be written */
 }
 
 /* What a device's account of aged jobs grows to at most, and goes into debt by: time in which their share comes to an
